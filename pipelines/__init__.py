@@ -1,0 +1,1 @@
+"""Assembled pipelines, their configuration and the command line."""

@@ -1,0 +1,74 @@
+"""Packaging: the namespace ``headrace`` is mapped onto the top-level folders."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+ROOMS = ["pipelines", "runners", "connectors", "simulator", "transforms", "schemas"]
+
+
+def packages() -> dict[str, str]:
+    """Returns every package's import name with the folder that it lives in."""
+    found = {}
+    for room in ROOMS:
+        for init in sorted((HERE / room).rglob("__init__.py")):
+            folder = init.parent.relative_to(HERE)
+            found["headrace." + ".".join(folder.parts)] = folder.as_posix()
+    return found
+
+
+setup(
+    name="headrace",
+    version="0.1.0",
+    description="Columnar, exact and conserving Apache Beam transforms for event data",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=list(packages()),
+    package_dir=packages(),
+    package_data={
+        "headrace.schemas": ["families/*/*.json", "py.typed"],
+        **{f"headrace.{room}": ["py.typed"] for room in ROOMS if room != "schemas"},
+    },
+    install_requires=[
+        "apache-beam[gcp]>=2.77,<2.78",
+        "pyarrow>=24,<26",
+        "numpy>=2",
+        "orjson>=3.10",
+        "msgspec>=0.20",
+        "fastavro>=1.9",
+        "jsonschema>=4.23",
+        "rfc3339-validator>=0.1.4",
+        "jsonschema-rs>=0.46",
+        "xxhash>=3.5",
+        "duckdb>=1.4",
+        "deltalake>=1.3",
+        "presidio-analyzer>=2.2.360",
+        "cryptography>=44",
+        "google-cloud-pubsub>=2.25",
+        "iptocc>=3.3",
+        "maxminddb>=2.6",
+        "ua-parser>=1.0",
+        "ua-parser-rs>=0.1.3",
+        "zstandard>=0.23",
+        "PyYAML>=6",
+        "Faker>=37",
+        "typer>=0.15",
+        "rich>=13.9",
+    ],
+    extras_require={
+        "dev": [
+            "pytest>=8.3",
+            "pytest-cov>=6",
+            "hypothesis>=6.120",
+            "ruff>=0.12",
+            "mypy>=1.15",
+            "types-PyYAML",
+            "psutil>=6",
+            "build>=1.2",
+        ],
+    },
+    entry_points={"console_scripts": ["headrace = headrace.pipelines.cli:main"]},
+)

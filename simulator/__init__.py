@@ -1,0 +1,1 @@
+"""Simulated event traffic for the demo, the tests and the benchmarks."""
