@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import apache_beam as beam
 import pyarrow as pa
@@ -54,7 +54,9 @@ class _KernelFn(beam.DoFn):
         self._kernel.setup()
         self._published: Counter[str] = Counter()
 
-    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | TaggedOutput]:
+    def process(
+        self, batch: pa.RecordBatch
+    ) -> Iterator[pa.RecordBatch | TaggedOutput[Literal["rejected"], pa.RecordBatch]]:
         accepted, rejected = self._kernel(batch)
         self._publish(accepted.num_rows, rejected.num_rows)
         if accepted.num_rows:

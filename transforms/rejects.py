@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from headrace.schemas.columns import JSON_COLUMNS, QUARANTINE_SCHEMA
 from headrace.schemas.failures import Failure
-from headrace.transforms.batches import as_type, column, conform, constant
+from headrace.transforms.batches import as_type, column, concat, conform, constant
 
 UNMASKED = ("user_id", "ip_address", "page_url", "referrer", "query", "city", *JSON_COLUMNS)
 """Columns that may hold PII before MaskPii; null in rows rejected before it (the sealed document has them)."""
@@ -57,3 +57,8 @@ def rejected(
 def no_rejects() -> pa.RecordBatch:
     """Returns an empty batch of ``QUARANTINE_SCHEMA``."""
     return conform({}, QUARANTINE_SCHEMA, 0)
+
+
+def all_rejects(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """Joins rejects into one batch; empty if there are none."""
+    return concat(batches) if batches else no_rejects()

@@ -1,0 +1,262 @@
+"""The batch pipeline: files to lake, quarantine, metrics and ledger."""
+
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+
+from headrace.connectors.inputs import Plan, plan_inputs
+from headrace.connectors.ledger import Ledger
+from headrace.connectors.manifest import Manifest, open_output
+from headrace.connectors.write_metrics import write_metrics
+from headrace.pipelines.commit import TABLES, commit_run, expected_ledger
+from headrace.pipelines.config import BatchConfig
+from headrace.pipelines.definition import Definition
+from headrace.pipelines.finish_split_fn import FinishSplitFn, ResolveShardFn
+from headrace.pipelines.progress import Progress
+from headrace.pipelines.progress_watch import watch
+from headrace.pipelines.read_stage_fn import ReadStageFn, Task
+from headrace.pipelines.results import load_result
+from headrace.pipelines.settings import identity
+from headrace.pipelines.summary import BatchResult
+from headrace.pipelines.work_folder import WorkFolder
+from headrace.runners.options import Prepared, prepare, with_package
+from headrace.schemas.errors import UntrustedRunError
+from headrace.transforms.window_definitions import Windows
+from headrace.transforms.window_partials import finish, merge
+from headrace.transforms.coders import register_coders
+from headrace.transforms.keys import Key
+from headrace.transforms.profiles import ProfileTable
+
+Message = tuple[int, bytes]
+MetricPart = tuple[str, pa.RecordBatch]
+
+
+@dataclass(frozen=True)
+class _Run:
+    config: BatchConfig
+    plan: Plan
+    definition: Definition
+    manifest: Manifest
+    work: WorkFolder
+
+    @property
+    def tables_root(self) -> Path:
+        """Delta tables are written in place (a file counts from its commit on), plain folders are moved there when whole."""
+        return self.manifest.out if self.config.lake_format == "delta" else self.work.root / "tables"
+
+    def task(self) -> Task:
+        return Task(
+            output=str(self.manifest.out),
+            events_root=str(self.tables_root / "events"),
+            quarantine_root=str(self.tables_root / "quarantine"),
+            name=self.manifest.fingerprint[:12],
+            now=self.manifest.now,
+            definition=self.definition,
+            mapping=self.config.mapping or None,
+            max_record_bytes=self.config.max_record_bytes,
+            shards=self.config.shards,
+        )
+
+
+def run_batch(
+    config: BatchConfig,
+    *,
+    beam_args: Sequence[str] = (),
+    on_progress: Callable[[Progress], None] | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> BatchResult:
+    """Runs the batch pipeline and commits its output.
+
+    ``OUT/events`` and ``OUT/quarantine`` (Delta tables or Parquet folders), ``OUT/metrics/NAME``, ``OUT/ledger.json`` and
+    ``OUT/manifest.json``. Idempotent: the same call after success does nothing; after a crash, however hard, it leaves the
+    rows that an undisturbed run leaves.
+
+    Args:
+        config: what to read, do and write.
+        beam_args: options of Beam; ``--runner`` names the profile.
+        on_progress: called about twice a second from another thread.
+        clock: gives the reference time where the configuration has none.
+
+    Raises:
+        ConfigError: an option, path or existing output that would give a wrong result.
+        InputError: an input that can't be read.
+        UntrustedRunError: the rows do not add up; the ledger is written and says which.
+        OutputError: the disk refused.
+    """
+    began = time.monotonic()
+    config.require_paths()
+    prepared = prepare(beam_args, config)
+    plan = plan_inputs(
+        config.input,
+        format=None if config.format == "auto" else config.format,
+        split_bytes=config.split_bytes,
+    )
+    definition = build_definition(config)
+    out = Path(config.output).absolute()
+    manifest = open_output(
+        out, files=plan.files, configuration=_identity(config, definition), now=config.now, clock=clock
+    )
+    with manifest:
+        run = _Run(config, plan, definition, manifest, WorkFolder(out))
+        already_done = manifest.status == "done"
+        if not already_done:
+            if manifest.status == "started":
+                _process(run, prepared, beam_args, on_progress, began)
+            receipts = run.work.receipts(len(plan.splits))
+            if manifest.status == "started":
+                _require_balance(expected_ledger(receipts), out)
+            ledger, counts = commit_run(
+                out,
+                run.tables_root,
+                receipts,
+                lake_format=config.lake_format,
+                lake_schema=definition.lake_schema(),
+                app_id=manifest.fingerprint,
+                on_committed=lambda: manifest.advance("committed"),
+            )
+            _require_balance(ledger, out)
+            ledger.write(out / "ledger.json")
+            manifest.advance("done")
+            run.work.remove()
+        result = load_result(out, manifest, {} if already_done else counts)
+        return BatchResult(
+            ledger=result.ledger,
+            output=Path(config.output),
+            now=manifest.now,
+            now_given=config.now is not None,
+            elapsed_seconds=time.monotonic() - began,
+            already_done=already_done,
+            counts=result.counts,
+            top_event_types=result.top_event_types,
+            revenue=result.revenue,
+            warnings=result.warnings,
+        )
+
+
+def build_definition(config: BatchConfig) -> Definition:
+    """Builds the stages that a configuration asks for."""
+    key = Key(config.key_file, create=config.key_file is None)
+    profiles = None
+    if config.profiles is not None:
+        p = config.profiles
+        profiles = ProfileTable(
+            p.path,
+            key_column=p.key_column,
+            valid_from_column=p.valid_from_column,
+            columns=p.columns,
+            prefix=p.prefix,
+            tokenize=key,
+        )
+    return Definition(
+        key=key,
+        schema=config.schema,
+        max_age=timedelta(seconds=config.max_age_seconds),
+        max_ahead=timedelta(seconds=config.max_ahead_seconds),
+        country_database=config.country_database,
+        profiles=profiles,
+        rules=config.rules,
+        filter=config.filter,
+    )
+
+
+def assemble_pipeline(pipeline: beam.Pipeline, plan: Plan, task: Task) -> None:
+    """Adds the steps of ``docs/architecture.md``, section "Batch pipeline", to a Beam pipeline."""
+    register_coders()
+    read = (
+        pipeline
+        | "CreateSplits" >> beam.Create(plan.splits, reshuffle=True)
+        | "ReadStage"
+        >> beam.ParDo(ReadStageFn(task))
+        .with_output_types(Message, records=Message)
+        .with_outputs("records", main="receipts")
+    )
+    verdicts = (
+        read.records
+        | "GroupByShard" >> beam.GroupByKey()
+        | "ResolveShards" >> beam.ParDo(ResolveShardFn()).with_output_types(Message)
+    )
+    _ = (
+        (read.receipts, verdicts)
+        | "JoinVerdicts" >> beam.Flatten()
+        | "GroupBySplit" >> beam.GroupByKey()
+        | "FinishSplits" >> beam.ParDo(FinishSplitFn(task)).with_output_types(MetricPart)
+        | "GroupByMetric" >> beam.GroupByKey()
+        | "WriteMetrics"
+        >> beam.ParDo(_WriteMetricFn(f"{task.output}/metrics", task.definition.metrics)).with_output_types(
+            str
+        )
+    )
+
+
+class _WriteMetricFn(beam.DoFn):
+    """(metric, its partials) → the metric's name, once its table is written."""
+
+    def __init__(self, root: str, metrics: dict[str, Windows]) -> None:
+        self._root = root
+        self._metrics = metrics
+
+    def process(self, element: tuple[str, Iterable[pa.RecordBatch]]) -> Iterable[str]:
+        name, partials = element
+        windows = self._metrics[name]
+        write_metrics(self._root, name, finish(merge(list(partials), windows), windows))
+        yield name
+
+
+def _process(
+    run: _Run,
+    prepared: Prepared,
+    beam_args: Sequence[str],
+    on_progress: Callable[[Progress], None] | None,
+    began: float,
+) -> None:
+    run.work.create()
+    shutil.rmtree(run.manifest.out / "metrics", ignore_errors=True)
+    task = run.task()
+    for table in TABLES:
+        (run.tables_root / table).mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        options = prepared.options
+        if prepared.profile.ships_package:
+            package = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-package-")))
+            options = prepare(with_package(beam_args, package), run.config).options
+        if on_progress is not None:
+            total = sum(file.size_bytes for file in run.plan.files)
+            stack.enter_context(watch(run.work, on_progress, bytes_total=total, began=began))
+        if run.plan.splits:
+            pipeline = beam.Pipeline(options=options)
+            assemble_pipeline(pipeline, run.plan, task)
+            pipeline.run().wait_until_finish()
+    for name, windows in task.definition.metrics.items():
+        if not (run.manifest.out / "metrics" / name).exists():
+            write_metrics(run.manifest.out / "metrics", name, finish(merge([], windows), windows))
+
+
+def _require_balance(ledger: Ledger, out: Path) -> None:
+    """Writes the ledger of a run that lost or made rows, and stops it."""
+    if not ledger.balanced:
+        ledger.write(out / "ledger.json")
+        raise UntrustedRunError(ledger.explain_imbalance())
+
+
+def _identity(config: BatchConfig, definition: Definition) -> dict[str, Any]:
+    """What decides the rows: settings, key, and the content of the reference files."""
+    content = identity(config)
+    content["key"] = definition.key.fingerprint
+    for name, path in (
+        ("profiles", config.profiles.path if config.profiles else None),
+        ("country_database", config.country_database),
+    ):
+        if path:
+            with open(path, "rb") as file:
+                content[f"{name}_checksum"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return content

@@ -1,0 +1,82 @@
+"""Committing a finished run: files become rows of the tables, and the rows are counted."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from headrace.connectors.delta_commit import (
+    commit_files,
+    commit_parquet,
+    count_reasons,
+    count_rows,
+    ensure_table,
+)
+from headrace.connectors.ledger import Ledger
+from headrace.connectors.write_lake import WrittenFile
+from headrace.connectors.write_quarantine import PARTITION, QUARANTINE_TABLE_SCHEMA
+from headrace.pipelines.work_folder import Receipt
+
+TABLES = ("events", "quarantine")
+
+
+def commit_run(
+    out: Path,
+    tables_root: Path,
+    receipts: Sequence[Receipt],
+    *,
+    lake_format: str,
+    lake_schema: pa.Schema,
+    app_id: str,
+    on_committed: Callable[[], None],
+) -> tuple[Ledger, dict[str, int]]:
+    """Makes the files that the receipts name part of ``OUT/events`` and ``OUT/quarantine``, then counts their rows.
+
+    Idempotent: what is committed already is left as it is.
+
+    Returns:
+        The ledger, with ``rows_in`` as the readers counted and the rest from the committed files; and the other counts.
+    """
+    events, quarantine = _files(receipts)
+    tables = {
+        "events": (events, lake_schema, "event_date"),
+        "quarantine": (quarantine, QUARANTINE_TABLE_SCHEMA, PARTITION),
+    }
+    for name, (files, schema, partition) in tables.items():
+        root = out / name
+        if lake_format == "delta":
+            ensure_table(root, schema, [partition])
+            commit_files(root, schema, files, app_id=app_id, version=0, partition_by=[partition])
+        else:
+            commit_parquet(tables_root / name, root, files)
+    on_committed()
+    counts: Counter[str] = Counter()
+    for receipt in receipts:
+        counts.update(receipt.counts)
+    ledger = Ledger(
+        rows_in=sum(receipt.rows_in for receipt in receipts),
+        accepted=count_rows(out / "events", events),
+        rejected=count_reasons(out / "quarantine", quarantine),
+    )
+    return ledger, dict(sorted(counts.items()))
+
+
+def expected_ledger(receipts: Sequence[Receipt]) -> Ledger:
+    """The ledger as the receipts have it, before anything is committed: a run that loses rows must not publish the rest."""
+    events, quarantine = _files(receipts)
+    rejected: dict[str, Counter[str]] = {}
+    for file in quarantine:
+        for stage, reasons in file.stats["by_reason"].items():
+            rejected.setdefault(stage, Counter()).update(reasons)
+    return Ledger(
+        rows_in=sum(receipt.rows_in for receipt in receipts),
+        accepted=sum(file.rows for file in events),
+        rejected={stage: dict(reasons) for stage, reasons in rejected.items()},
+    )
+
+
+def _files(receipts: Sequence[Receipt]) -> tuple[list[WrittenFile], list[WrittenFile]]:
+    events = [file for receipt in receipts for file in receipt.events]
+    quarantine = [file for receipt in receipts for file in receipt.quarantine]
+    return events, quarantine

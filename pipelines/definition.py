@@ -1,0 +1,77 @@
+"""What a pipeline does to events: its kernels, in order, built from one configuration."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pyarrow as pa
+
+from headrace.schemas.columns import ENRICHED_SCHEMA, JSON_COLUMNS
+from headrace.schemas.registry import Registry
+from headrace.transforms.base import Kernel
+from headrace.transforms.decode import Decode
+from headrace.transforms.enrich import Enrich
+from headrace.transforms.enrich_country import EnrichCountry
+from headrace.transforms.filter_events import FilterEvents
+from headrace.transforms.keys import Key
+from headrace.transforms.mask_pii import MaskPii
+from headrace.transforms.profiles import ProfileTable
+from headrace.transforms.reject_stale import RejectStale
+from headrace.transforms.validate import Validate
+from headrace.transforms.window_definitions import METRICS, Windows
+
+MASKED_STAGES = ("dedupe", "rules", "filter", "windows")
+"""Stages after masking: their rejected rows keep their (masked) columns."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """The stages of a pipeline. Picklable; the same on every runner, in batch and in a backfill."""
+
+    key: Key
+    schema: str | None = None
+    max_age: timedelta = timedelta(hours=24)
+    max_ahead: timedelta = timedelta(minutes=5)
+    country_database: str | None = None
+    profiles: ProfileTable | None = None
+    rules: dict[str, str] = field(default_factory=dict)
+    filter: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, Windows] = field(default_factory=lambda: dict(METRICS))
+    registry: Registry = field(default_factory=Registry.default)
+
+    def before_dedupe(self, format_: str) -> list[Kernel]:
+        """Returns the kernels from raw records to masked events, for inputs of this format; each is set up."""
+        weblog = format_ == "weblog"
+        stages = [
+            Decode(
+                None if weblog else self.schema,
+                format="weblog" if weblog else "json",
+                key=self.key,
+                registry=self.registry,
+            ),
+            Validate(key=self.key, registry=self.registry),
+            RejectStale(self.max_age, self.max_ahead, key=self.key),
+            EnrichCountry(self.country_database),
+            MaskPii(self.key, sensitive=dict.fromkeys(JSON_COLUMNS, "json") | self.registry.sensitive()),
+        ]
+        return _set_up(stage.kernel() for stage in stages)
+
+    def after_dedupe(self) -> list[Kernel]:
+        """Returns the kernels from unique masked events to the lake's rows; each is set up."""
+        stages = [Enrich(country=False, profiles=self.profiles)]
+        stages += [FilterEvents(self.rules, stage="rules")] if self.rules else []
+        stages += [FilterEvents(self.filter, stage="filter")] if self.filter else []
+        return _set_up(stage.kernel() for stage in stages)
+
+    def lake_schema(self) -> pa.Schema:
+        """Returns the lake's columns: ``ENRICHED_SCHEMA`` and the profile columns."""
+        fields = list(ENRICHED_SCHEMA)
+        if self.profiles is not None:
+            fields += list(self.profiles.schema)
+        return pa.schema(fields)
+
+
+def _set_up(kernels) -> list[Kernel]:  # type: ignore[no-untyped-def]
+    ready = list(kernels)
+    for kernel in ready:
+        kernel.setup()
+    return ready

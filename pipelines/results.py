@@ -1,0 +1,64 @@
+"""Reading back what a run left: its ledger, counts and headline metrics."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from headrace.connectors.atomic_file import replace_file
+from headrace.connectors.ledger import Ledger
+from headrace.connectors.manifest import Manifest
+
+COUNTS_FILE = "counts.json"
+TOP = 10
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What :func:`load_result` found."""
+
+    ledger: Ledger
+    counts: dict[str, int]
+    top_event_types: list[tuple[str, int]]
+    revenue: list[tuple[str, Decimal]]
+    warnings: list[str]
+
+
+def load_result(out: Path, manifest: Manifest, counts: Mapping[str, int]) -> Loaded:
+    """Reads the result of a finished run from its output.
+
+    Args:
+        counts: of the run that has just finished; saved beside the ledger for later calls. Empty: read what was saved.
+    """
+    path = out / COUNTS_FILE
+    if counts or not path.exists():
+        replace_file(path, json.dumps(dict(counts), indent=2).encode() + b"\n")
+    saved = json.loads(path.read_bytes())
+    ledger = Ledger.load(out / "ledger.json")
+    warnings = []
+    for reason in ("truncated_input", "broken_block"):
+        lost = ledger.rejected.get("decode", {}).get(reason, 0)
+        if lost:
+            warnings.append(
+                f"{lost:,} inputs or blocks could not be read to their end ({reason}); what they held besides is unknown: "
+                f"`headrace explain` names them, fetch these files again"
+            )
+    return Loaded(ledger, saved, _top_types(out), _revenue(out), warnings)
+
+
+def _top_types(out: Path) -> list[tuple[str, int]]:
+    table = pq.read_table(out / "metrics" / "events_per_minute" / "part-0.parquet", partitioning=None)
+    total = table.group_by("event_type").aggregate([("events", "sum")])
+    total = total.sort_by([("events_sum", "descending"), ("event_type", "ascending")]).slice(0, TOP)
+    return [(row["event_type"] or "(none)", row["events_sum"]) for row in total.to_pylist()]
+
+
+def _revenue(out: Path) -> list[tuple[str, Decimal]]:
+    table = pq.read_table(out / "metrics" / "revenue_per_minute" / "part-0.parquet", partitioning=None)
+    table = table.filter(pc.is_valid(table["revenue"]))
+    total = table.group_by("currency").aggregate([("revenue", "sum")]).sort_by("currency")
+    return [(row["currency"] or "(none)", row["revenue_sum"]) for row in total.to_pylist()]

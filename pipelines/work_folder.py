@@ -1,0 +1,100 @@
+"""The folder in which a batch run keeps what is not committed yet: stage files, receipts, progress."""
+
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headrace.connectors.atomic_file import replace_file
+from headrace.connectors.write_lake import WrittenFile
+from headrace.schemas.errors import UntrustedRunError
+
+PROGRESS_EVERY_SECONDS = 0.5
+
+
+@dataclass
+class Receipt:
+    """What became of one split: written when all of its files are complete, read by the launcher before it commits."""
+
+    split: int
+    rows_in: int = 0
+    """Records that the reader counted."""
+    events: list[WrittenFile] = field(default_factory=list)
+    quarantine: list[WrittenFile] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class WorkFolder:
+    """Paths and small files below ``OUT/_work``; every write is atomic and the same when repeated."""
+
+    def __init__(self, output: str | os.PathLike[str]) -> None:
+        self.root = Path(output) / "_work"
+
+    def stage(self, split: int) -> str:
+        return os.fspath(self.root / "stage" / f"{split:06d}.arrow")
+
+    def create(self) -> None:
+        """Makes the folder anew: what a killed run left is of no use to the next one."""
+        self.remove()
+        for name in ("stage", "receipts", "progress"):
+            (self.root / name).mkdir(parents=True)
+
+    def remove(self) -> None:
+        if self.root.exists():
+            shutil.rmtree(self.root)
+
+    def write_receipt(self, receipt: Receipt) -> None:
+        replace_file(
+            self.root / "receipts" / f"{receipt.split:06d}.json", json.dumps(asdict(receipt)).encode()
+        )
+
+    def receipts(self, splits: int) -> list[Receipt]:
+        """Returns the receipts of all splits.
+
+        Raises:
+            UntrustedRunError: one is missing: the runner reported success without having done the work.
+        """
+        found = []
+        for split in range(splits):
+            path = self.root / "receipts" / f"{split:06d}.json"
+            if not path.exists():
+                raise UntrustedRunError(
+                    f"the runner finished, but split {split} of {splits} left no receipt in {path.parent}; is the output "
+                    "folder shared with all workers? Nothing was committed; run the same command again"
+                )
+            found.append(receipt_from(json.loads(path.read_bytes())))
+        return found
+
+    def progress(self) -> Counter[str]:
+        """Returns the sum of what all splits have reported so far."""
+        total: Counter[str] = Counter()
+        for path in (self.root / "progress").glob("*.json"):
+            total.update(json.loads(path.read_bytes()))
+        return total
+
+
+class ProgressFile:
+    """What one split has done; written at most twice a second, for the launcher to add up."""
+
+    def __init__(self, work: WorkFolder, split: int, *, kind: str = "read") -> None:
+        self._path = work.root / "progress" / f"{split:06d}-{kind}.json"
+        self._last = -PROGRESS_EVERY_SECONDS
+        self.counts: Counter[str] = Counter()
+
+    def update(self, *, done: bool = False, **more: int) -> None:
+        self.counts.update(more)
+        now = time.monotonic()
+        if done or now - self._last >= PROGRESS_EVERY_SECONDS:
+            self._last = now
+            replace_file(self._path, json.dumps(self.counts).encode())
+
+
+def receipt_from(fields: dict[str, Any]) -> Receipt:
+    """Builds a receipt from its JSON."""
+    for table in ("events", "quarantine"):
+        fields[table] = [WrittenFile(**file) for file in fields[table]]
+    return Receipt(**fields)

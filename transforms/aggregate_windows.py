@@ -1,0 +1,239 @@
+"""Event-time windows of counts, exact distinct counts and exact sums."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.coders import Coder
+from apache_beam.metrics import Metrics
+from apache_beam.pvalue import PCollection, TaggedOutput
+from apache_beam.transforms.window import FixedWindows, SlidingWindows, TimestampedValue
+from apache_beam.utils.timestamp import Duration, Timestamp
+
+from headrace.schemas.columns import RAW
+from headrace.schemas.errors import ConfigError
+from headrace.transforms.base import Outcome, Results
+from headrace.transforms.batches import column
+from headrace.transforms.coders import RecordBatchCoder, register_coders
+from headrace.transforms.hashing import hash_columns, present
+from headrace.transforms.rejects import no_rejects, rejected
+from headrace.transforms.window_definitions import PANE, Measure, Windows
+from headrace.transforms.window_partials import finish, merge, partial
+
+STAGE = "windows"
+NO_TIME = "no_time"
+
+
+def split_timeless(batch: pa.RecordBatch) -> Outcome:
+    """Rejects the rows without event_time, which belong to no window."""
+    timed = present(column(batch, "event_time"))
+    if timed.all():
+        return Outcome(batch, no_rejects())
+    lost = rejected(
+        batch.filter(pa.array(~timed)),
+        STAGE,
+        NO_TIME,
+        message="event_time is null, so the event belongs to no window",
+        masked=batch.schema.get_field_index(RAW) < 0,
+    )
+    return Outcome(batch.filter(pa.array(timed)), lost)
+
+
+class AggregateWindows(beam.PTransform):
+    """Aggregates events over tumbling event-time windows.
+
+    A window holds the rows whose ``event_time`` lies in [window_start, window_end), whatever windows the batches are in: rows are
+    pre-aggregated per window in each batch, and only these partial tables are shuffled. Exact, and independent of the order of
+    rows and of how they are cut into batches; a replay gives the same output. Stateless but for the aggregation itself.
+
+    Bounded or unbounded. The input's trigger, accumulation mode and allowed lateness hold for the windows: with the default
+    trigger there is one result a window; early and late firings give further ones, of only the new rows if the mode is
+    DISCARDING. Beam drops what comes later than the allowed lateness. A batch's own timestamp must not lie after its rows'
+    event times, which holds for all transforms of this package.
+
+    Input: batches with ``event_time`` (UTC, microseconds) and the named columns; masked, as they may be shuffled.
+    Output: accepted, batches sorted by group, of one window each: ``window_start``, ``window_end`` (UTC, end exclusive), the ``by``
+    columns (null is a group of its own), the measures: int64 for Count and Distinct, decimal128(38, 9) for Sum. Its timestamp is the
+    window's end. Rejected, ``QUARANTINE_SCHEMA``: rows with a null ``event_time``, stage ``windows``, reason ``no_time``.
+
+    Args:
+        size: length of a window; windows start at multiples of it since 1970-01-01T00:00Z.
+        by: columns to group by.
+        measures: result column → ``Count()``, ``Distinct(column)`` or ``Sum(column)``; by default ``events``, ``unique_users`` and
+            ``revenue``, for which ``Enrich`` must come before.
+        where: count only rows in which this column is not null.
+        shards: over how many keys the groups of a window are spread; each gives a result batch of its own.
+
+    Raises:
+        ConfigError: an argument as described in its message; the input is in sliding windows; a batch lacks a column.
+        OverflowError: a sum has more than 38 digits.
+    """
+
+    def __init__(
+        self,
+        size: timedelta = timedelta(minutes=1),
+        *,
+        by: Iterable[str] = ("event_type",),
+        measures: Mapping[str, Measure] | None = None,
+        where: str | None = None,
+        shards: int = 1,
+    ) -> None:
+        super().__init__()
+        groups = by if isinstance(by, str) else tuple(by)
+        self._windows = (
+            Windows(size, groups, where=where)  # type: ignore[arg-type]
+            if measures is None
+            else Windows(size, groups, dict(measures), where)  # type: ignore[arg-type]
+        )
+        if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= 1024:
+            raise ConfigError(f"AggregateWindows(shards={shards!r}): must be a whole number from 1 to 1024")
+        self._shards = shards
+
+    def expand(self, batches: PCollection) -> Results:
+        windowing = batches.windowing
+        if isinstance(windowing.windowfn, SlidingWindows):
+            raise ConfigError(
+                "AggregateWindows on a PCollection in SlidingWindows would count each row several times; "
+                "apply it before that WindowInto"
+            )
+        register_coders()
+        parts = batches | "Partials" >> beam.ParDo(_PartialFn(self._windows, self._shards)).with_output_types(
+            tuple[int, pa.RecordBatch], rejected=pa.RecordBatch
+        ).with_outputs("rejected", main="partials")
+        results = (
+            parts.partials
+            | "Windows"
+            >> beam.WindowInto(
+                FixedWindows(Duration(micros=self._windows.size_us)),
+                trigger=windowing.triggerfn,
+                accumulation_mode=windowing.accumulation_mode,
+                allowed_lateness=windowing.allowed_lateness,
+            )
+            | "Merge" >> beam.CombinePerKey(_MergeFn(self._windows))
+            | "Finish" >> beam.ParDo(_FinishFn(self._windows)).with_output_types(pa.RecordBatch)
+        )
+        return Results(results, parts.rejected)
+
+
+class _PartialFn(beam.DoFn):
+    """Aggregates each batch, and emits one partial a window and shard at the window's last microsecond.
+
+    Its start would lie before the batch's own timestamp, so behind the watermark, and the runner would drop it as late.
+    """
+
+    def __init__(self, windows: Windows, shards: int) -> None:
+        self._windows = windows
+        self._shards = shards
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[TimestampedValue | TaggedOutput]:
+        batch, lost = split_timeless(batch)
+        Metrics.counter(f"headrace.{STAGE}", "accepted").inc(batch.num_rows)
+        Metrics.counter(f"headrace.{STAGE}", "rejected").inc(lost.num_rows)
+        if lost.num_rows:
+            yield TaggedOutput("rejected", lost)
+        whole = partial(batch, self._windows)
+        panes = whole.column(PANE).to_numpy()
+        starts = np.flatnonzero(np.r_[np.ones(min(1, len(panes)), bool), panes[1:] != panes[:-1]])
+        for start, end in zip(starts, np.r_[starts[1:], len(panes)].astype(int), strict=True):
+            last = Timestamp(micros=int(panes[start]) + self._windows.size_us - 1)
+            for shard, part in self._sharded(whole.slice(start, end - start)):
+                yield TimestampedValue((shard, part), last)
+
+    def _sharded(self, part: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        if self._shards == 1:
+            yield 0, part
+            return
+        by = [(i, part.column(n), part.column(n).type) for i, n in enumerate(self._windows.by)]
+        shard = hash_columns(by, part.num_rows) % np.uint64(self._shards)
+        for number in np.unique(shard):
+            yield int(number), part.filter(pa.array(shard == number))
+
+
+class _Partials:
+    """An accumulator: partials not merged yet, and how many rows they had when they were merged last."""
+
+    def __init__(self, parts: list[pa.RecordBatch]) -> None:
+        self.parts = parts
+        self.merged_bytes = sum(p.nbytes for p in parts)
+
+    def add(self, part: pa.RecordBatch, windows: Windows) -> None:
+        """Adds a partial; merges when the size has doubled, so that the work stays linear."""
+        self.parts.append(part)
+        if len(self.parts) > 64 and sum(p.nbytes for p in self.parts) > 2 * self.merged_bytes:
+            self.compact(windows)
+
+    def compact(self, windows: Windows) -> None:
+        """Merges all parts into one."""
+        if len(self.parts) > 1:
+            self.parts = [merge(self.parts, windows)]
+        self.merged_bytes = sum(p.nbytes for p in self.parts)
+
+
+class PartialsCoder(Coder):
+    """Encodes an accumulator as one merged partial in Arrow IPC; an empty one as no bytes."""
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+        self._batches = RecordBatchCoder()
+
+    def encode(self, value: _Partials) -> bytes:
+        value.compact(self._windows)
+        return self._batches.encode(value.parts[0]) if value.parts else b""
+
+    def decode(self, encoded: bytes) -> _Partials:
+        return _Partials([self._batches.decode(encoded)] if encoded else [])
+
+    def is_deterministic(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PartialsCoder) and other._windows == self._windows
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+@beam.typehints.with_input_types(pa.RecordBatch)
+@beam.typehints.with_output_types(pa.RecordBatch)
+class _MergeFn(beam.CombineFn):
+    """Merges partials."""
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+
+    def create_accumulator(self) -> _Partials:
+        return _Partials([])
+
+    def add_input(self, mutable_accumulator: _Partials, element: pa.RecordBatch) -> _Partials:
+        mutable_accumulator.add(element, self._windows)
+        return mutable_accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[_Partials]) -> _Partials:
+        merged = _Partials([])
+        for accumulator in accumulators:
+            for part in accumulator.parts:
+                merged.add(part, self._windows)
+        return merged
+
+    def compact(self, accumulator: _Partials) -> _Partials:
+        accumulator.compact(self._windows)
+        return accumulator
+
+    def extract_output(self, accumulator: _Partials) -> pa.RecordBatch:
+        accumulator.compact(self._windows)
+        return accumulator.parts[0]
+
+    def get_accumulator_coder(self) -> Coder:
+        return PartialsCoder(self._windows)
+
+
+class _FinishFn(beam.DoFn):
+    """Turns the merged partial of one window and shard into its rows."""
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+
+    def process(self, keyed: tuple[int, pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield from finish(keyed[1], self._windows).combine_chunks().to_batches()
