@@ -4,12 +4,15 @@ The script is generated from the families' JSON Schemas: one pass over the JSON 
 and ``json_extract_string`` for the values, regular expressions for patterns and masks, ``row_number`` for duplicates on a narrow
 table, ``COPY … PARTITION_BY`` for the lake. ``--print-sql`` shows it.
 
-Differences from ours, nearly all in the peer's favour: verdicts without pointer or message and not exact (a rejected line is one
-of malformed, unknown or invalid; corner cases of formats and numbers differ; lines that are no UTF-8 are skipped by the reader and
-counted); the quarantine holds no sealed document; card numbers are not checked by Luhn; the browser, system and bot flag are a
-CASE over distinct user agents, not ua-parser; no country from the address; tokens are salted SHA-256; a repeated line, not a
-repeated canonical event, is told from a conflict; JSON columns keep the order of their keys; nested unnamed fields are kept for
-``x-rest`` and the top level only; no ledger, manifest or Delta commit; a killed run starts over.
+Differences from ours, nearly all in the peer's favour:
+
+- verdicts have no pointer or message and are not exact: ``json_valid`` takes NaN and Infinity, corner cases of formats and numbers
+  differ; lines that are no UTF-8 are skipped by the reader and counted from its list of rejects;
+- the quarantine holds no sealed document; card numbers are not checked by Luhn; tokens are salted SHA-256, not keyed BLAKE2;
+- browser, system and bot flag are a CASE over distinct user agents, not ua-parser; no country from the address;
+- a duplicate is told from a conflict by the line's text, not by the canonical event;
+- JSON columns keep the order of their keys; unnamed fields are kept for ``x-rest`` and the top level only;
+- no ledger, manifest or Delta commit; a killed run starts over.
 """
 
 import argparse

@@ -19,11 +19,13 @@ _SCAN = 1 << 16
 
 
 class Text(NamedTuple):
-    """Whole lines; only the last line of the input may lack its newline. ``data`` is valid until the next item is asked for."""
+    """Whole lines; only the last line of the input may lack its newline. ``data`` and ``newlines`` are valid until the next item."""
 
     data: memoryview
     newlines: np.ndarray
     """True for each byte of ``data`` that is a newline."""
+    ended_lines: int
+    """How many are."""
     line: int
     """Number of the first one."""
     position: int
@@ -66,9 +68,11 @@ def read_lines(
         InputError: the file is missing, unreadable or has changed since it was planned.
     """
     builder = BlockBuilder(split.origin, ingest_time)
-    reported = split.start
+    reported = -1 if split.start else 0
     for item in text_of(split, max_record_bytes=max_record_bytes, block_bytes=block_bytes):
         if isinstance(item, Text):
+            if reported < 0:
+                reported = item.position - len(item.data)
             for block in _blocks(builder, item, reported, max_record_bytes):
                 reported += block.read_bytes
                 yield block
@@ -76,6 +80,7 @@ def read_lines(
             fault, raw = (
                 ("line_too_long", item.head) if isinstance(item, LongLine) else ("truncated_input", item.data)
             )
+            reported = max(reported, split.start)
             row = builder.build(pa.array([raw], pa.binary()), pa.array([item.line], pa.int64()), [fault])
             yield Block(row, item.position - reported, 1)
             reported = item.position
@@ -105,6 +110,7 @@ class _Lines:
         self._limit = max_record_bytes
         self._block = max(block_bytes, len(BOM))
         self._buffer = bytearray(self._block)
+        self._newlines = np.empty(self._block, bool)
         self._have = 0
         self._line = split.first_record
 
@@ -131,9 +137,10 @@ class _Lines:
                 size = at + 1 if at >= 0 else size
             if size:
                 data = memoryview(self._buffer)[:size]
-                newlines = np.frombuffer(data, np.uint8) == _NEWLINE
-                yield Text(data, newlines, self._line, self._consumed(size))
-                self._line += int(np.count_nonzero(newlines))
+                newlines = np.equal(np.frombuffer(data, np.uint8), _NEWLINE, out=self._newlines[:size])
+                ended_lines = int(np.count_nonzero(newlines))
+                yield Text(data, newlines, ended_lines, self._line, self._consumed(size))
+                self._line += ended_lines
                 self._shift(size)
             if ended:
                 if self._stream.truncated:
@@ -149,9 +156,12 @@ class _Lines:
         """How much of the file is done once ``size`` bytes of the buffer are."""
         return self._base + size if self._plain else self._stream.position
 
-    def _fill(self) -> bool:
-        """Reads until the buffer is full; false at the end of the stream. A range is not read far beyond its end."""
-        with memoryview(self._buffer) as view:
+    def _fill(self, limit: int | None = None) -> bool:
+        """Reads until the buffer, or ``limit`` bytes of it, is full; false at the end of the stream.
+
+        A range is not read far beyond its end.
+        """
+        with memoryview(self._buffer)[:limit] as view:
             while self._have < len(view):
                 want = len(view)
                 if self._plain:
@@ -172,6 +182,7 @@ class _Lines:
     def _grow(self) -> None:
         size = min(max(2 * len(self._buffer), _SCAN), max(self._longest, self._block))
         self._buffer = self._buffer + bytes(size - len(self._buffer))
+        self._newlines = np.empty(size, bool)
 
     def _skip_bom(self) -> None:
         self._fill()
@@ -182,7 +193,7 @@ class _Lines:
     def _skip_to_first(self) -> bool:
         """From the byte before the range to the first line that begins in it; false if there is none."""
         while True:
-            ended = not self._fill()
+            ended = not self._fill(_SCAN)
             at = self._buffer.find(b"\n", 0, self._have)
             if at >= 0:
                 self._shift(at + 1)
@@ -230,20 +241,21 @@ def _blocks(builder: BlockBuilder, text: Text, reported: int, longest: int) -> I
     rows = np.flatnonzero(keep)
     if not len(rows):
         return
-    first, begin, done = reported, 0, 0
+    first, begin, done, counted = reported, 0, 0, 0
     for chosen in np.array_split(rows, -(-len(rows) // MAX_ROWS)):
         final = chosen[-1] == rows[-1]
         stop = len(ends) if final else int(chosen[-1]) + 1
         till = len(data) if final else int(after[stop - 1])
         blank = stop - begin - int(np.count_nonzero(keep[begin:stop]))
-        records = int(np.count_nonzero(text.newlines[done:till])) + int(final and unended) - blank
+        newlines = text.ended_lines - counted if final else int(np.count_nonzero(text.newlines[done:till]))
+        records = newlines + int(final and unended) - blank
         faults = ["line_too_long" if x else None for x in long[chosen]] if long[chosen].any() else None
         batch = builder.build(
             lines.take(pa.array(2 * chosen)), pa.array(chosen + text.line, pa.int64()), faults
         )
         position = first + (text.position - first) * till // len(data)
         yield Block(batch, position - reported, records)
-        reported, begin, done = position, stop, till
+        reported, begin, done, counted = position, stop, till, counted + newlines
 
 
 def _not_blank(data: np.ndarray, starts: np.ndarray, ends: np.ndarray, longest: int) -> np.ndarray:

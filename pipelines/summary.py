@@ -2,7 +2,8 @@
 
 import math
 import shlex
-from collections.abc import Iterable
+import shutil
+import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -11,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
-from rich.table import Table
 
 if TYPE_CHECKING:
     from headrace.connectors.ledger import Ledger
@@ -43,11 +42,6 @@ class BatchResult:
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def rejected(self) -> int:
-        """Rows rejected in all stages."""
-        return self.ledger.total_rejected
-
-    @property
     def rows_per_second(self) -> float | None:
         """None if the run did nothing."""
         if self.already_done or self.elapsed_seconds <= 0:
@@ -73,7 +67,7 @@ def read_hints(result: BatchResult) -> Hints:
 
     from headrace.connectors.delta_commit import committed_files
 
-    tables = {"quarantine": result.rejected, "events": result.ledger.accepted}
+    tables = {"quarantine": result.ledger.total_rejected, "events": result.ledger.accepted}
     files = {
         name: [str(result.output / name / path) for path in committed_files(result.output / name)]
         for name, rows in tables.items()
@@ -142,59 +136,47 @@ def _archive_options(hints: Hints) -> str:
 
 def print_summary(result: BatchResult, console: Console, hints: Hints) -> None:
     """Prints the summary; works on a terminal and into a file."""
-    rows_in, accepted, rejected = result.ledger.rows_in, result.ledger.accepted, result.rejected
-    rate = f"{result.rows_per_second:,.0f} rows/s" if result.rows_per_second is not None else ""
+    ledger = result.ledger
     if result.already_done:
-        console.print(f"[bold]Nothing to do:[/] {escape(str(result.output))} holds this run already")
+        _line(console, f"[bold]Nothing to do:[/] {escape(str(result.output))} holds this run already")
     else:
-        console.print(f"[bold]Done[/] in {result.elapsed_seconds:,.1f} s")
-
-    rows = _grid(("left", "right", "right", "left"))
-    rows.add_row("rows in", f"{rows_in:,}", "", rate)
-    rows.add_row("accepted", f"{accepted:,}", _share(accepted, rows_in), "")
-    rows.add_row("rejected", f"{rejected:,}", _share(rejected, rows_in), "")
-    _section(console, rows)
-    if result.ledger.balanced:
-        console.print(
-            f"  ledger [green]balanced[/]: {rows_in:,} in = {accepted:,} accepted + {rejected:,} rejected"
-        )
+        rate = f", {result.rows_per_second:,.0f} rows/s" if result.rows_per_second is not None else ""
+        _line(console, f"[bold]Done[/] in {result.elapsed_seconds:,.1f} s{rate}")
+    shares = [("rows in", ledger.rows_in), ("accepted", ledger.accepted), ("rejected", ledger.total_rejected)]
+    _rows(console, [(name, _Right(f"{n:,}"), _Right(_share(n, ledger.rows_in))) for name, n in shares])
+    if ledger.balanced:
+        total = f"{ledger.rows_in:,} = {ledger.accepted:,} + {ledger.total_rejected:,}"
+        _line(console, f"  ledger     [green]balanced[/]: {total}")
     else:
-        console.print(f"  ledger [bold red]NOT balanced[/]: {escape(result.ledger.explain_imbalance())}")
-
-    _table(
-        console,
-        "Rejected",
-        ("left", "left", "right"),
+        _line(console, f"  ledger     [bold red]NOT balanced[/]: {escape(ledger.explain_imbalance())}")
+    sections: list[tuple[str, list[tuple[str, ...]]]] = [
         (
-            (stage, reason, f"{count:,}")
-            for stage, reasons in result.ledger.rejected.items()
-            for reason, count in sorted(reasons.items(), key=lambda item: -item[1])
+            "Rejected, by stage and reason",
+            [
+                (stage, reason, _Right(f"{n:,}"))
+                for stage, reasons in ledger.rejected.items()
+                for reason, n in sorted(reasons.items(), key=lambda item: -item[1])
+                if n
+            ],
         ),
-    )
-    _table(
-        console,
-        "Top event types",
-        ("left", "right"),
-        ((name, f"{n:,}") for name, n in result.top_event_types),
-    )
-    _table(
-        console,
-        "Revenue",
-        ("left", "right"),
-        ((currency, _money(amount)) for currency, amount in result.revenue),
-    )
-    _table(
-        console,
-        "Counted on the way",
-        ("left", "right"),
-        ((name.replace("_", " "), f"{n:,}") for name, n in result.counts.items() if n),
-    )
-    _table(console, "Outputs", ("left", "left"), _outputs(result.output))
+        ("Top event types", [(name, _Right(f"{n:,}")) for name, n in result.top_event_types]),
+        ("Revenue", [(currency, _Right(f"{amount:,.2f}")) for currency, amount in result.revenue]),
+        (
+            "Counted on the way",
+            [(name.replace("_", " "), _Right(f"{n:,}")) for name, n in result.counts.items() if n],
+        ),
+        ("Outputs", _outputs(result.output)),
+    ]
+    for title, rows in sections:
+        if rows:
+            _line(console, f"\n[bold]{title}[/]")
+            _rows(console, rows)
     for text in [*result.warnings, *notes(result, hints)]:
-        console.print(f"\n[yellow]note:[/] {escape(text)}", soft_wrap=True, highlight=False)
-    console.print("\n[bold]Next[/]")
-    for command in next_commands(result, hints):
-        console.print(f"  {command}", soft_wrap=True, markup=False, highlight=False)
+        _line(console, f"\n[yellow]note:[/] {escape(text)}")
+    commands = next_commands(result, hints)
+    if commands:
+        _line(console, "\n[bold]Next[/]")
+        _rows(console, [(command,) for command in commands])
 
 
 def next_commands(result: BatchResult, hints: Hints) -> list[str]:
@@ -202,29 +184,46 @@ def next_commands(result: BatchResult, hints: Hints) -> list[str]:
     output = str(result.output)
     commands = []
     if hints.record is not None:
-        commands.append(f"headrace explain {shlex.quote(hints.record)} --output {shlex.quote(output)}")
+        commands.append(
+            f"{_program('headrace')} explain {shlex.quote(hints.record)} --output {shlex.quote(output)}"
+        )
     if result.ledger.accepted:
         events = str(result.output / "events")
-        source = (
-            f"deltalake.DeltaTable({events!r}).to_pyarrow_dataset()"
-            if (result.output / "events" / "_delta_log").is_dir()
-            else f"pyarrow.dataset.dataset({events!r}, partitioning='hive')"
+        delta = (result.output / "events" / "_delta_log").is_dir()
+        made = (
+            f"import duckdb, deltalake; events = deltalake.DeltaTable({events!r}).to_pyarrow_dataset()"
+            if delta
+            else f"import duckdb, pyarrow.dataset as d; events = d.dataset({events!r}, partitioning='hive')"
         )
-        query = "SELECT event_type, count(*) AS events FROM events GROUP BY ALL ORDER BY events DESC"
-        code = f"import deltalake, duckdb, pyarrow.dataset; events = {source}; duckdb.sql({query!r}).show()"
-        commands.append(f"python -c {shlex.quote(code)}")
+        query = "FROM events SELECT event_type, count(*) AS events GROUP BY ALL ORDER BY 2 DESC"
+        commands.append(f"{_program('python')} -c {_quoted(f'{made}; duckdb.sql({query!r}).show()')}")
     return commands
 
 
-def _outputs(output: Path) -> list[tuple[str, str]]:
+def _program(name: str) -> str:
+    """Returns how the shell finds a program of this Python environment: by name, or by path if it is not in PATH."""
+    here = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if found is not None and Path(found) == here:
+        return name
+    path = here if here.exists() else Path(sys.executable if name == "python" else name)
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
+def _quoted(code: str) -> str:
+    """Quotes for the shell, readably where that is possible."""
+    return shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
+
+
+def _outputs(output: Path) -> list[tuple[str, ...]]:
     about = {
         "events": "the lake",
         "quarantine": "rejected rows, with stage and reason",
-        "metrics": "one table a metric",
-        "ledger.json": "what went where",
-        "manifest.json": "what was run",
+        "metrics": "a table for each metric",
+        "ledger.json": "how many rows went where",
+        "manifest.json": "what it was made from",
     }
-    return [(text, str(output / name)) for name, text in about.items() if (output / name).exists()]
+    return [(str(output / name), text) for name, text in about.items() if (output / name).exists()]
 
 
 def _stale(result: BatchResult) -> int:
@@ -235,32 +234,27 @@ def _mostly_stale(result: BatchResult) -> bool:
     return _stale(result) * 2 > result.ledger.rows_in
 
 
-def _grid(justify: tuple[str, ...]) -> Table:
-    table = Table.grid(padding=(0, 3))
-    for side in justify:
-        table.add_column(justify="right" if side == "right" else "left", no_wrap=True)
-    return table
+class _Right(str):
+    """A cell that is aligned to the right."""
 
 
-def _section(console: Console, table: Table) -> None:
-    console.print(Padding(table, (0, 0, 0, 2)), soft_wrap=True)
-
-
-def _table(console: Console, title: str, justify: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    table = _grid(justify)
+def _rows(console: Console, rows: list[tuple[str, ...]]) -> None:
+    """Prints aligned columns. Unlike rich's tables it never cuts a cell: paths and commands must stay whole."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    if table.row_count:
-        console.print(f"\n[bold]{title}[/]")
-        _section(console, table)
+        cells = [
+            cell.rjust(width) if isinstance(cell, _Right) else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        console.print(("  " + "   ".join(cells)).rstrip(), soft_wrap=True, markup=False, highlight=False)
+
+
+def _line(console: Console, markup: str) -> None:
+    console.print(markup, soft_wrap=True, highlight=False)
 
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else ""
-
-
-def _money(amount: Decimal) -> str:
-    return f"{amount:,.2f}"
 
 
 def _iso(time: datetime) -> str:

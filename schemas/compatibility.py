@@ -6,15 +6,28 @@ breaks" is a proof. It is stricter than a habit of many registries: a property a
 properties is a break, because old documents may hold anything there; ``closed=True`` assumes that they don't.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from headrace.schemas.errors import ConfigError
+from headrace.schemas.parts import (
+    TYPES,
+    alike,
+    allows,
+    conjuncts,
+    has_bases,
+    is_self_contained,
+    resolved,
+    same,
+    speaks,
+    types_of,
+)
 from headrace.schemas.references import CheckedSchema, escape
+from headrace.schemas.validator import RowValidator
 
 MODES = ("backward", "forward", "full")
-TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 
 _LOWER = {
     "minLength": "string", "minItems": "array", "minProperties": "object", "minimum": "number",
@@ -29,11 +42,11 @@ _LITERAL = {"pattern": "string", "format": "string", "uniqueItems": "array"}
 _OPAQUE: dict[str, str | None] = {
     "not": None, "oneOf": None, "dependentRequired": "object", "dependentSchemas": "object", "dependencies": "object",
     "patternProperties": "object", "propertyNames": "object", "unevaluatedProperties": "object",
-    "contains": "array", "prefixItems": "array", "additionalItems": "array", "unevaluatedItems": "array",
+    "contains": "array", "minContains": "array", "maxContains": "array",
+    "prefixItems": "array", "additionalItems": "array", "unevaluatedItems": "array",
     "$dynamicRef": None, "$recursiveRef": None,
 }  # fmt: skip
 """Keywords that are compared as a whole: equal, or not proven."""
-_UNSAFE_EQUAL = ("$ref", "$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems")
 
 
 @dataclass(frozen=True)
@@ -51,8 +64,8 @@ class Break:
 
 
 def check(
-    old: Mapping[str, Any] | bool,
-    new: Mapping[str, Any] | bool,
+    old: Mapping[str, Any] | bool | CheckedSchema,
+    new: Mapping[str, Any] | bool | CheckedSchema,
     mode: str = "backward",
     *,
     closed: bool = False,
@@ -70,15 +83,22 @@ def check(
     """
     if mode not in MODES:
         raise ConfigError(f"mode {mode!r} is unknown; use one of {', '.join(MODES)}")
-    before, after = CheckedSchema(old), CheckedSchema(new)
+    before = old if isinstance(old, CheckedSchema) else CheckedSchema(old)
+    after = new if isinstance(new, CheckedSchema) else CheckedSchema(new)
     breaks: list[Break] = []
+    if same(before.document, after.document) and before.resources == after.resources:
+        return breaks
     for direction, source, target in (("backward", before, after), ("forward", after, before)):
         if mode in (direction, "full"):
-            proof = _Proof(source.document, target.document, direction, closed)
+            proof = _Proof(source, target, direction, closed)
             found = list(proof.contained(source.document, target.document, ""))
             if source.dialect != target.dialect:
                 found.append(
-                    Break("/$schema", direction, "the drafts differ, and so may their keywords", False)
+                    proof.unproven("/$schema", "the drafts differ, and so may the meaning of keywords")
+                )
+            if has_bases(source.document) or has_bases(target.document):
+                found.append(
+                    proof.unproven("", "a $ref beside an $id inside of the schema can't be followed")
                 )
             breaks += sorted(set(found), key=lambda item: (item.pointer, item.message))
     return breaks
@@ -87,33 +107,46 @@ def check(
 class _Proof:
     """Proves that every value that ``source`` allows is allowed by ``target``; yields where it fails."""
 
-    def __init__(self, source: Any, target: Any, direction: str, closed: bool) -> None:
-        self.source = source
-        self.target = target
+    def __init__(self, source: CheckedSchema, target: CheckedSchema, direction: str, closed: bool) -> None:
+        self.source = source.document
+        self.target = target.document
+        self.dialects = source.dialect, target.dialect
         self.direction = direction
         self.closed = closed
         self.names = ("OLD", "NEW") if direction == "backward" else ("NEW", "OLD")
-        self.assumed: set[tuple[int, int]] = set()
-        """Pairs under proof: references may lead back to them (the proof is by induction over the document)."""
+        self.assumed: dict[tuple[int, int], tuple[Any, Any]] = {}
+        """Pairs under proof, to which references may lead back: the proof is by induction over the document."""
 
     def contained(self, a: Any, b: Any, where: str) -> Iterator[Break]:
         """Yields the breaks of one pair of subschemas."""
-        a, b = _resolved(a, self.source), _resolved(b, self.target)
-        if b is True or a is False or (id(a), id(b)) in self.assumed or (a == b and _is_self_contained(a)):
+        a, b = resolved(a, self.source), resolved(b, self.target)
+        if b is True or a is False or (id(a), id(b)) in self.assumed or (same(a, b) and is_self_contained(a)):
             return
-        self.assumed.add((id(a), id(b)))
+        self.assumed[(id(a), id(b))] = (a, b)
         if b is False:
             yield self._break(where, f"{self.names[1]} allows no value here")
             return
         a = {} if a is True else a
         if "$ref" in b or "$ref" in a:
-            yield self._unproven(
+            yield self.unproven(
                 where, "a $ref into another file, or with other keywords beside it, can't be compared"
             )
             return
-        parts = _conjuncts(a, self.source)
+        if ("enum" in a or "const" in a) and is_self_contained(a) and is_self_contained(b):
+            yield from self._listed_values(a, b, where)
+            return
+        parts = conjuncts(a, self.source)
         for keyword in b:
             yield from self._keyword(keyword, parts, b, f"{where}/{escape(keyword)}")
+
+    def _listed_values(self, a: dict[str, Any], b: dict[str, Any], where: str) -> Iterator[Break]:
+        """Where only listed values are allowed, tries them one by one."""
+        mine = RowValidator({**a, "$schema": self.dialects[0]})
+        theirs = RowValidator({**b, "$schema": self.dialects[1]})
+        refused = [v for v in a.get("enum", [a.get("const")]) if mine.is_valid(v) and not theirs.is_valid(v)]
+        if refused:
+            shown = ", ".join(json.dumps(value)[:100] for value in refused[:5])
+            yield self._break(where, f"{self.names[0]} allows {shown}, {self.names[1]} does not")
 
     def _keyword(
         self, keyword: str, parts: list[dict[str, Any]], b: dict[str, Any], where: str
@@ -125,7 +158,7 @@ class _Proof:
             return
         best: list[Break] | None = None
         for part in parts:
-            found = list(self._single(keyword, part, b, where))
+            found = self._tried(self._single(keyword, part, b, where))
             if not found:
                 return
             best = found if best is None or len(found) < len(best) else best
@@ -134,14 +167,12 @@ class _Proof:
         )
         for item in best or []:
             if indirect and item.proven:
-                yield self._unproven(item.pointer, f"{item.message}, as far as can be compared")
+                yield self.unproven(item.pointer, f"{item.message}, as far as can be compared")
             else:
                 yield item
 
     def _joint(self, parts: list[dict[str, Any]], member: Any, where: str) -> Iterator[Break]:
-        member = _resolved(member, self.target)
-        if any(part == member and _is_self_contained(part) for part in parts):
-            return
+        member = resolved(member, self.target)
         if isinstance(member, bool) or "$ref" in member:
             yield from self.contained(parts[0], member, where)
             return
@@ -150,76 +181,66 @@ class _Proof:
 
     def _single(self, keyword: str, a: dict[str, Any], b: dict[str, Any], where: str) -> Iterator[Break]:
         value, (mine, theirs) = b[keyword], self.names
-        types = _types(a)
+        types = types_of(a)
         if keyword == "type":
-            extra = [name for name in TYPES if name in types and not _allows(_types(b), name)]
+            extra = [name for name in TYPES if name in types and not allows(types_of(b), name)]
             if extra:
                 yield self._break(where, f"{mine} allows {' or '.join(extra)}, {theirs} does not")
         elif keyword in ("enum", "const"):
             yield from self._values(a, value if keyword == "enum" else [value], where)
         elif keyword in _LOWER or keyword in _UPPER:
-            if _speaks(types, _LOWER.get(keyword) or _UPPER[keyword]):
+            if speaks(types, _LOWER.get(keyword) or _UPPER[keyword]):
                 yield from self._bound(keyword, a, b, where)
         elif keyword in _LITERAL:
-            if _speaks(types, _LITERAL[keyword]) and a.get(keyword) != value and value is not False:
+            if speaks(types, _LITERAL[keyword]) and value is not False and a.get(keyword) != value:
                 if keyword in a and keyword != "uniqueItems":
-                    yield self._unproven(where, f"{mine} and {theirs} differ in their {keyword}")
+                    yield self.unproven(where, f"{mine} and {theirs} differ in their {keyword}")
                 else:
                     yield self._break(where, f"{theirs} demands {keyword}, {mine} does not")
         elif keyword == "multipleOf":
-            if _speaks(types, "number") and a.get(keyword) != value:
+            if speaks(types, "number") and a.get(keyword) != value:
                 whole = isinstance(value, int) and isinstance(a.get(keyword), int) and a[keyword] % value == 0
                 if not whole and not (
                     value == 1 and types <= {"integer"} | set(TYPES) - {"number", "integer"}
                 ):
                     yield self._break(where, f"{theirs} demands a multiple of {value}, {mine} does not")
         elif keyword == "required":
-            if _speaks(types, "object"):
+            if speaks(types, "object"):
                 for name in sorted(set(value) - set(a.get("required", []))):
                     yield self._break(where, f"{theirs} requires property {name!r}, {mine} does not")
         elif keyword in ("properties", "additionalProperties"):
-            if _speaks(types, "object"):
+            if speaks(types, "object"):
                 yield from self._objects(keyword, a, b, where)
         elif keyword == "items":
-            if _speaks(types, "array"):
+            if speaks(types, "array"):
                 yield from self._items(a, b, where)
         elif keyword == "anyOf":
             yield from self._any_of(a, value, where)
         elif keyword in ("if", "then", "else"):
-            if keyword == "if" and any(a.get(word) != b.get(word) for word in ("if", "then", "else")):
-                yield self._unproven(where, "the condition differs and can't be compared")
-            elif keyword == "if" and not _is_self_contained(
-                {word: a.get(word) for word in ("if", "then", "else")}
-            ):
-                yield self._unproven(where, "a condition with references can't be compared")
+            if keyword == "if" and not alike(a, b, ("if", "then", "else")):
+                yield self.unproven(where, "the condition differs and can't be compared")
         elif keyword in _OPAQUE:
             kind = _OPAQUE[keyword]
-            relevant = kind is None or _speaks(types, kind)
-            if relevant and (a.get(keyword) != value or not _is_self_contained({keyword: value})):
-                yield self._unproven(
+            relevant = kind is None or speaks(types, kind)
+            words = ("contains", "minContains", "maxContains") if "ontains" in keyword else (keyword,)
+            if relevant and not alike(a, b, words):
+                yield self.unproven(
                     where, f"{keyword} differs, or depends on other parts, and can't be compared"
                 )
 
     def _values(self, a: dict[str, Any], allowed: list[Any], where: str) -> Iterator[Break]:
-        if "enum" in a or "const" in a:
-            own = a.get("enum", [a.get("const")])
-            missing = [
-                value
-                for value in own
-                if _in(value, _types_of(a)) and not any(_same(value, v) for v in allowed)
-            ]
-            if missing:
-                yield self._break(
-                    where, f"{self.names[0]} allows {len(missing)} value(s) that {self.names[1]} does not"
-                )
-        else:
+        if "enum" not in a and "const" not in a:
             yield self._break(where, f"{self.names[1]} allows only listed values, {self.names[0]} others too")
+        elif not all(
+            any(same(value, other) for other in allowed) for value in a.get("enum", [a.get("const")])
+        ):
+            yield self.unproven(where, f"{self.names[0]} lists values that {self.names[1]} does not")
 
     def _bound(self, keyword: str, a: dict[str, Any], b: dict[str, Any], where: str) -> Iterator[Break]:
         limit = b[keyword]
         if isinstance(limit, bool) or any(isinstance(a.get(word), bool) for word in _NUMERIC):  # draft 4
-            if {word: a.get(word) for word in _NUMERIC} != {word: b.get(word) for word in _NUMERIC} and limit:
-                yield self._unproven(
+            if not alike(a, b, _NUMERIC):
+                yield self.unproven(
                     where, f"the bounds of {self.names[0]} and {self.names[1]} can't be compared"
                 )
             return
@@ -243,8 +264,9 @@ class _Proof:
     def _objects(self, keyword: str, a: dict[str, Any], b: dict[str, Any], where: str) -> Iterator[Break]:
         mine, theirs = a.get("properties", {}), b.get("properties", {})
         rest = a.get("additionalProperties", True)
-        if (a.get("patternProperties") or b.get("patternProperties")) and a.get(keyword) != b[keyword]:
-            yield self._unproven(where, "can't be compared beside patternProperties")
+        if "patternProperties" in a or "patternProperties" in b:
+            if not alike(a, b, ("properties", "patternProperties", "additionalProperties")):
+                yield self.unproven(where, "can't be compared beside patternProperties")
             return
         if keyword == "properties":
             for name, child in theirs.items():
@@ -266,7 +288,7 @@ class _Proof:
 
     def _unnamed(self, rest: Any, child: Any, where: str) -> Iterator[Break]:
         if rest is True or rest == {}:
-            if child is not True and list(self.contained(True, child, where)):
+            if self._tried(self.contained(True, child, where)):
                 yield self._break(
                     where,
                     f"{self.names[0]} allows any value under names that it does not list, {self.names[1]} does not "
@@ -279,126 +301,33 @@ class _Proof:
         mine, theirs = a.get("items", True), b["items"]
         if isinstance(mine, list) or isinstance(theirs, list) or "prefixItems" in a or "prefixItems" in b:
             words = ("items", "prefixItems", "additionalItems")
-            same = all(a.get(word) == b.get(word) for word in words)
-            if not same or not _is_self_contained({word: a.get(word) for word in words}):
-                yield self._unproven(where, "items by position can't be compared")
+            if not alike(a, b, words):
+                yield self.unproven(where, "items by position can't be compared")
             return
         yield from self.contained(mine, theirs, where)
 
     def _any_of(self, a: dict[str, Any], options: list[Any], where: str) -> Iterator[Break]:
         branches = a.get("anyOf", [a])
         for branch in branches:
-            if not any(self._holds(branch, option) for option in options):
-                yield self._unproven(
+            if all(self._tried(self.contained(branch, option, "")) for option in options):
+                yield self.unproven(
                     where, f"no single alternative of {self.names[1]} covers what {self.names[0]} allows"
                 )
                 return
 
-    def _holds(self, a: Any, b: Any) -> bool:
-        saved = set(self.assumed)
-        holds = next(self.contained(a, b, ""), None) is None
-        if not holds:
+    def _tried(self, attempt: Iterator[Break]) -> list[Break]:
+        """Returns the breaks of an attempt; what a failed attempt assumed is forgotten."""
+        saved = dict(self.assumed)
+        found = list(attempt)
+        if found:
             self.assumed = saved
-        return holds
+        return found
 
     def _break(self, where: str, message: str) -> Break:
         return Break(where, self.direction, message)
 
-    def _unproven(self, where: str, message: str) -> Break:
+    def unproven(self, where: str, message: str) -> Break:
         return Break(where, self.direction, f"can't prove: {message}", False)
 
 
 _NUMERIC = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-
-
-def _resolved(node: Any, root: Any) -> Any:
-    """Follows references to places in the same document, as long as nothing stands beside them."""
-    seen = 0
-    while (
-        isinstance(node, dict)
-        and set(node) - _BESIDE == {"$ref"}
-        and node["$ref"].startswith("#")
-        and seen < 100
-    ):
-        target = root
-        for part in [part for part in node["$ref"][1:].split("/") if part]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            target = target.get(key) if isinstance(target, dict) else None
-        if not isinstance(target, dict | bool):
-            return node
-        node, seen = target, seen + 1
-    return node
-
-
-_BESIDE = frozenset(
-    (
-        "$schema",
-        "$id",
-        "$defs",
-        "definitions",
-        "title",
-        "description",
-        "default",
-        "examples",
-        "$comment",
-        "deprecated",
-    )
-)
-
-
-def _conjuncts(a: dict[str, Any], root: Any) -> list[dict[str, Any]]:
-    """Returns parts that every value of the schema satisfies, each with the types that the whole allows."""
-    parts = [a]
-    for member in a.get("allOf", []):
-        member = _resolved(member, root)
-        if isinstance(member, dict) and "$ref" not in member:
-            parts += _conjuncts(member, root)
-    types = sorted(set.intersection(*(_types(part) for part in parts)))
-    return (
-        [part if "type" in part and len(parts) == 1 else {**part, "type": types} for part in parts]
-        if types
-        else [a]
-    )
-
-
-def _types(schema: dict[str, Any]) -> set[str]:
-    stated = schema.get("type")
-    types = {stated} if isinstance(stated, str) else set(TYPES if stated is None else stated)
-    return types | {"integer"} if "number" in types else types
-
-
-def _types_of(schema: dict[str, Any]) -> set[str] | None:
-    return _types(schema) if "type" in schema else None
-
-
-def _in(value: Any, types: set[str] | None) -> bool:
-    if types is None or value is None or isinstance(value, bool | list | dict | str):
-        kinds = {type(None): "null", bool: "boolean", str: "string", list: "array", dict: "object"}
-        return types is None or kinds[type(value)] in types
-    return bool(types & {"integer", "number"})
-
-
-def _allows(types: set[str], name: str) -> bool:
-    return name in types or (name == "integer" and "number" in types)
-
-
-def _speaks(types: set[str], kind: str) -> bool:
-    return kind in types or (kind == "number" and "integer" in types)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Equality of JSON values: 1 equals 1.0, but never true."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    return bool(one == other)
-
-
-def _is_self_contained(node: Any) -> bool:
-    """Whether the meaning of a subschema lies in itself: no references, nothing that depends on its surroundings."""
-    if isinstance(node, dict):
-        return not any(word in node for word in _UNSAFE_EQUAL) and all(map(_is_self_contained, node.values()))
-    return not isinstance(node, list) or all(map(_is_self_contained, node))

@@ -22,7 +22,7 @@ from headrace.schemas.failures import Failure
 
 CHUNK_BYTES = 1 << 18
 """Read at once from the file; what it unpacks to is handed on piece by piece."""
-_PIECE_BYTES = 1 << 12
+_PIECE_BYTES = 1 << 10
 _BOM = b"\xef\xbb\xbf"
 _CONSTANT = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')
 
@@ -119,6 +119,8 @@ def _documents(lines: "_Lines") -> Iterator[Document]:
             whole = _one_document(pending, lines)
             if whole is not None:
                 yield whole
+                if whole.failure:
+                    return
                 number = 1
     for line, text in _chain(pending, lines):
         number += 1
@@ -277,9 +279,11 @@ def _opened(path: Path | str) -> Iterator[tuple[BinaryIO, str]]:
         yield sys.stdin.buffer, "-"
         return
     try:
-        source = open(path, "rb")
+        source = Path(path).open("rb")  # noqa: SIM115 - closed below; opened apart to tell its errors from later ones
     except FileNotFoundError as error:
-        raise InputError(f"input {path} does not exist; check the path, or use - for standard input") from error
+        raise InputError(
+            f"input {path} does not exist; check the path, or use - for standard input"
+        ) from error
     except IsADirectoryError as error:
         raise InputError(f"input {path} is a directory; name a file in it") from error
     except OSError as error:

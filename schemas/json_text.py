@@ -2,9 +2,9 @@
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import orjson
 
 from headrace.schemas.failures import Failure
@@ -12,10 +12,9 @@ from headrace.schemas.failures import Failure
 MAX_DEPTH = 250
 """Deepest nesting of arrays and objects that is accepted; more can't be written back by every JSON library."""
 
-_LONG_NUMBER = re.compile(rb"[0-9][0-9.]{15}|[0-9.][eE]")
-"""What may be a number that a double does not hold exactly, or one in scientific notation."""
+_DIGITS = bytes(48 if chr(c) in "0123456789." else 32 for c in range(256))
+_LONG = b"0" * 16
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
-_ENCODER = msgspec.json.Encoder(order="deterministic")
 
 
 class MalformedJsonError(ValueError):
@@ -24,6 +23,13 @@ class MalformedJsonError(ValueError):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure["message"])
         self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class ExactNumber:
+    """A JSON number that neither int64 nor a double may hold exactly."""
+
+    text: str
 
 
 def parse(text: bytes) -> Any:
@@ -40,12 +46,12 @@ def parse(text: bytes) -> Any:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise MalformedJsonError(_malformed(text, error)) from None
-    return json.loads(text) if _LONG_NUMBER.search(text) else value
+    return json.loads(text) if may_hold_long_number(text) else value
 
 
 def parse_exact(text: bytes) -> Any:
-    """Parses a well-formed text; a number that a double may not hold exactly stays its own text (``msgspec.Raw``)."""
-    if _LONG_NUMBER.search(text):
+    """Parses a well-formed text; a number that a double may not hold exactly stays its own text (:class:`ExactNumber`)."""
+    if may_hold_long_number(text):
         return json.loads(text, parse_float=_fraction, parse_int=_integer)
     return orjson.loads(text)
 
@@ -56,10 +62,16 @@ def canonical(value: Any) -> str:
     Args:
         value: JSON text as bytes (well formed), or a value from :func:`parse_exact`.
     """
-    text = value if isinstance(value, bytes) else _ENCODER.encode(value)
-    if not _LONG_NUMBER.search(text):
-        return orjson.dumps(orjson.loads(text), option=orjson.OPT_SORT_KEYS).decode()
-    return _ENCODER.encode(_sorted(parse_exact(text))).decode()
+    if isinstance(value, bytes):
+        value = parse_exact(value)
+    return orjson.dumps(
+        value, default=_exact, option=orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS
+    ).decode()
+
+
+def may_hold_long_number(text: bytes) -> bool:
+    """Tells whether 16 digits stand in a row somewhere: a double may not hold such a number exactly."""
+    return _LONG in text.translate(_DIGITS)
 
 
 def depth(text: bytes) -> int:
@@ -83,20 +95,18 @@ def pointer(parts: tuple[str | int, ...] | list[str | int]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
-def _fraction(text: str) -> float | msgspec.Raw:
-    return float(text) if len(text) <= 16 and abs(float(text)) != float("inf") else msgspec.Raw(text.encode())
+def _fraction(text: str) -> float | ExactNumber:
+    return float(text) if len(text) <= 16 and abs(float(text)) != float("inf") else ExactNumber(text)
 
 
-def _integer(text: str) -> int | msgspec.Raw:
-    return int(text) if len(text) <= 18 else msgspec.Raw(text.encode())
+def _integer(text: str) -> int | ExactNumber:
+    return int(text) if len(text) <= 18 else ExactNumber(text)
 
 
-def _sorted(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    if isinstance(value, list):
-        return [_sorted(item) for item in value]
-    return value
+def _exact(value: object) -> orjson.Fragment:
+    if isinstance(value, ExactNumber):
+        return orjson.Fragment(value.text)
+    raise TypeError
 
 
 def _malformed(text: bytes, error: orjson.JSONDecodeError) -> Failure:

@@ -98,7 +98,7 @@ class CheckedSchema:
         self._by_id: dict[str, Path] | None = None
         self._base = self._id_of(self.document)
         validator_class = DIALECTS[self.dialect]
-        registry: Any = referencing.Registry(retrieve=cast(Any, self._retrieve))
+        registry = cast(Any, referencing.Registry)(retrieve=self._retrieve)
         self.validator = validator_class(
             self.document, format_checker=validator_class.FORMAT_CHECKER, registry=registry
         )
@@ -112,7 +112,7 @@ class CheckedSchema:
         if uri not in self.resources:
             path = self._locate(uri)
             if path is None:
-                raise referencing.exceptions.NoSuchResource(ref=uri)
+                raise cast(Any, referencing.exceptions.NoSuchResource)(ref=uri)
             self.resources[uri] = read_schema(path)
         contents = self.resources[uri]
         dialect = _dialect(contents, f" in {uri}", self.dialect)

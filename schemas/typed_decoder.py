@@ -72,21 +72,29 @@ class TypedDecoder:
 
         The documents must be valid UTF-8: msgspec does not check inside of values that it keeps as they are.
         """
-        decode, rows, parts = self._decode, [], []
+        failed: list[int] = []
+        parts = []
         for start in range(0, len(documents), _SLICE):
             events: list[Any] = []
-            keep = events.append
-            for row, document in enumerate(documents[start : start + _SLICE], start):
+            todo = map(self._decode, documents[start : start + _SLICE])
+            row = start
+            while True:
                 try:
-                    keep(decode(document))
+                    before = len(events)
+                    events.extend(todo)
+                    break
                 except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-                    continue
-                rows.append(row)
+                    row += len(events) - before  # What was decoded before the failure stays in the list.
+                    failed.append(row)
+                    row += 1
             if events:
                 parts.append(self._arrays(list(zip(*map(self._values, events), strict=True))))
         if not parts:
             return Decoded({}, np.zeros(0, np.int64), np.zeros(0, bool))
         arrays = [_joined(chunks) for chunks in zip(*parts, strict=True)]
+        decoded = np.ones(len(documents), bool)
+        decoded[failed] = False
+        rows = np.flatnonzero(decoded)
         proven = np.ones(len(rows), bool)
         columns: dict[str, pa.Array] = {}
         members: dict[str, dict[str, list[bytes | None]]] = {}
@@ -103,7 +111,7 @@ class TypedDecoder:
             proven &= condition.holds(columns, present)
         for column, values in members.items():
             columns[column] = _objects(values)
-        return Decoded(columns, np.array(rows, np.int64), proven)
+        return Decoded(columns, rows, proven)
 
     def _arrays(self, values: list[tuple[Any, ...]]) -> list[Any]:
         """One slice's Python values to arrays, so that they can be freed while still in the cache."""
@@ -235,7 +243,9 @@ def _struct(
             leaf = _leaf(child, fields.get((*path, name)))
             leaves.append(leaf)
             nullable = leaf.kind == "json" or "null" in _types(child)
-            base: Any = {"integer": _integer(leaf), "money": msgspec.Raw, "json": msgspec.Raw}.get(leaf.kind, str)
+            base: Any = {"integer": _integer(leaf), "money": msgspec.Raw, "json": msgspec.Raw}.get(
+                leaf.kind, str
+            )
             # A null that the schema forbids must not look like an absent field: str and int refuse it, Raw keeps it.
             type_ = base | None if nullable and base is not msgspec.Raw else base
             default = None

@@ -33,10 +33,10 @@ class RowValidator:
     ``format`` is asserted. jsonschema-rs does the work for schemas on which it agrees with jsonschema
     (``headrace.schemas.fast_schema``), jsonschema itself for all others and for documents that are nested deeper than
     ``FAST_DEPTH``, hold non-finite floats or lone surrogates. Where jsonschema gives no verdict but an exception (nested
-    beyond Python's recursion limit, ``multipleOf`` on a number beyond floats) the document is invalid, with the code ``nesting`` or
-    ``uncheckable``.
+    beyond Python's recursion limit, ``multipleOf`` on a number beyond floats) the document is invalid, with the code
+    ``nesting`` or ``uncheckable``.
 
-    Stateless and deterministic; picklable (referenced files travel with it); not thread-safe only as far as Python is.
+    Stateless and deterministic, so a replay gives the same; picklable (the files that it refers to travel with it).
 
     Args:
         schema: a JSON Schema of draft 4, 6, 7, 2019-09 or 2020-12, as ``$schema`` says; 2020-12 if it says nothing.
@@ -53,6 +53,13 @@ class RowValidator:
 
     def __init__(self, schema: Mapping[str, Any] | bool, *, folder: Path | None = None) -> None:
         self._build(CheckedSchema(schema, folder=folder))
+
+    @classmethod
+    def from_checked(cls, checked: CheckedSchema) -> "RowValidator":
+        """Returns the validator for a schema that has been checked, and read, before."""
+        validator = cls.__new__(cls)
+        validator._build(checked)
+        return validator
 
     def _build(self, checked: CheckedSchema) -> None:
         self._checked = checked
@@ -109,9 +116,7 @@ class RowValidator:
 
 
 def _rebuild(schema: Json, resources: dict[str, Json]) -> RowValidator:
-    validator = RowValidator.__new__(RowValidator)
-    validator._build(CheckedSchema(schema, resources=resources))
-    return validator
+    return RowValidator.from_checked(CheckedSchema(schema, resources=resources))
 
 
 def _is_tame(document: Any) -> bool:

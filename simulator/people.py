@@ -98,10 +98,11 @@ FAMILY_WEIGHTS = {
 }
 """Which family a session's producer writes, for 100 sessions; a purchase may add a financial transaction."""
 _VISIBLE = {
-    "commerce": {PRODUCT, CART, PURCHASE, REFUND, DECLINED},
-    "interaction": {HOME, LISTING, SEARCH, PRODUCT, CLICK, CART, SIGNUP},
+    "commerce": frozenset({PRODUCT, CART, PURCHASE, REFUND, DECLINED}),
+    "interaction": frozenset({HOME, LISTING, SEARCH, PRODUCT, CLICK, CART, SIGNUP}),
 }
 """Steps that a family has events for; all, if not named here. The others pass unseen."""
+_ALL_STEPS = frozenset(range(END))
 _NOT_CRAWLED = {"commerce", "financial"}
 _MASK64 = (1 << 64) - 1
 
@@ -246,22 +247,19 @@ class Population:
         session.quantity, session.pool = 1, None
         return session
 
-    def advance(self, session: Session) -> bool:
-        """Moves the session to its next step; False if it ends."""
+    def advance(self, session: Session) -> int:
+        """Moves the session to its next step; returns the milliseconds until then, or 0 if the session ends."""
         step, journey, visible, random = session.step, session.journey, session.visible, self._random
         while True:
             options = journey[step]
             step = options[int(random() * len(options))]
             if step == END:
-                return False
+                return 0
             if step in visible:
-                session.step = step
-                return True
-
-    def gap(self, session: Session) -> int:
-        """Returns the milliseconds until the session's next event."""
+                break
+        session.step = step
         gaps = session.gaps
-        draw = self._random() * len(gaps)
+        draw = random() * len(gaps)
         place = int(draw)
         return int(gaps[place] * (1000 + (draw - place) * 200))
 
@@ -285,7 +283,7 @@ class Population:
         session.currency = country.currency if kind != "fraudster" else "USD"
         session.journey = _JOURNEYS[kind]
         session.gaps = _GAPS.get(kind, _GAPS["human"])
-        session.visible = frozenset(_VISIBLE.get(family) or range(END))
+        session.visible = _VISIBLE.get(family, _ALL_STEPS)
         session.product = self.product()
         session.quantity = 1
         session.total = 0

@@ -18,7 +18,7 @@ from headrace.simulator.writers import Writers
 _CHUNK_LINES = 1000
 _CHUNK_SECONDS = 0.1
 _ACTIVE = 20_000
-"""Most sessions that are open at once; with more traffic than they make, they hurry."""
+"""Most sessions that are open at once, for flat memory; with more traffic than they make, they hurry."""
 _ABANDONED_MS = 90_000
 """A session that could not go on for so long, for lack of traffic, is given up."""
 _TICKS = 0.04
@@ -171,15 +171,17 @@ class Simulation:
             and self._random() < 0.6
         ):
             self._push(population.payment(session), at + 500 + int(self._random() * 4000))
-        if population.advance(session):
-            if session.pool is None:
-                self._push(session, at + population.gap(session))
-        elif session.pool is not None:
+        gap = population.advance(session)
+        if session.pool is None:
+            if gap:
+                self._push(session, at + gap)
+        elif not gap:
             session.pool.remove(session)
 
     def _push(self, session: Session, due: int) -> None:
-        self._started += 1
-        heappush(self._active, (due, self._started, session))
+        if len(self._active) < _ACTIVE:
+            self._started += 1
+            heappush(self._active, (due, self._started, session))
 
     def _happened(self, at: int) -> int:
         """Returns the time of an event that arrives at ``at``."""

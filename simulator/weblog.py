@@ -3,7 +3,6 @@
 from datetime import datetime
 from random import Random
 
-
 from headrace.simulator import faults
 from headrace.simulator.catalogue import HOST
 from headrace.simulator.people import CART, CLICK, DECLINED, PURCHASE, REFUND, Session

@@ -66,6 +66,7 @@ _SOURCES = {"web": "web-sdk", "ios": "ios-app", "android": "android-app"}
 _BARE = frozenset({HOME, CLICK, CHECKOUT, SIGNUP, DECLINED})
 """Steps that are about a page alone."""
 _QUERIES = tuple((json.dumps(q, ensure_ascii=False), quote_plus(q)) for q in catalogue.QUERIES)
+_PRODUCT_PATHS = tuple(f"/p/{product.id}/{product.slug}" for product in PRODUCTS)
 _PATHS = {
     HOME: "/",
     CHECKOUT: "/checkout",
@@ -291,7 +292,7 @@ class Writers:
             session.product = product = self._population.product()
             if session.kind == "fraudster":
                 session.product = product = max(product, self._population.product(), key=lambda p: p.cents)
-            path = f"/p/{product.id}/{product.slug}"
+            path = _PRODUCT_PATHS[product.number]
         elif step == LISTING:
             session.product = self._population.product()
             path = f"/c/{session.product.category}?page={int(self._random() * 5) + 1}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from typing import Literal
 
 import apache_beam as beam
 import numpy as np
@@ -55,8 +56,8 @@ class AggregateWindows(beam.PTransform):
 
     Input: batches with ``event_time`` (UTC, microseconds) and the named columns; masked, as they may be shuffled.
     Output: accepted, batches sorted by group, of one window each: ``window_start``, ``window_end`` (UTC, end exclusive), the ``by``
-    columns (null is a group of its own), the measures: int64 for Count and Distinct, decimal128(38, 9) for Sum. Its timestamp is the
-    window's end. Rejected, ``QUARANTINE_SCHEMA``: rows with a null ``event_time``, stage ``windows``, reason ``no_time``.
+    columns (null is a group of its own), the measures: int64 for Count and Distinct, decimal128(38, 9) for Sum. Its timestamp is
+    the window's end. Rejected, ``QUARANTINE_SCHEMA``: rows with a null ``event_time``, stage ``windows``, reason ``no_time``.
 
     Args:
         size: length of a window; windows start at multiples of it since 1970-01-01T00:00Z.
@@ -91,6 +92,7 @@ class AggregateWindows(beam.PTransform):
             raise ConfigError(f"AggregateWindows(shards={shards!r}): must be a whole number from 1 to 1024")
         self._shards = shards
 
+    @beam.typehints.no_annotations
     def expand(self, batches: PCollection) -> Results:
         windowing = batches.windowing
         if isinstance(windowing.windowfn, SlidingWindows):
@@ -127,7 +129,9 @@ class _PartialFn(beam.DoFn):
         self._windows = windows
         self._shards = shards
 
-    def process(self, batch: pa.RecordBatch) -> Iterator[TimestampedValue | TaggedOutput]:
+    def process(
+        self, batch: pa.RecordBatch
+    ) -> Iterator[TimestampedValue | TaggedOutput[Literal["rejected"], pa.RecordBatch]]:
         batch, lost = split_timeless(batch)
         Metrics.counter(f"headrace.{STAGE}", "accepted").inc(batch.num_rows)
         Metrics.counter(f"headrace.{STAGE}", "rejected").inc(lost.num_rows)

@@ -132,23 +132,32 @@ class DecodeKernel:
     def _fast(self, documents: list[bytes], undecodable: np.ndarray) -> tuple[list[Part], np.ndarray]:
         """Decodes what is proven valid; returns it and the rows that are left."""
         left = ~undecodable
-        parts = []
-        for name, rows in self._guess(documents, left):
-            decoder = self._decoders[name]
-            chosen = documents if len(rows) == len(documents) else [documents[row] for row in rows]
-            decoded = decoder(chosen)
-            proven = decoded.proven & self._same_version(decoder.schema, decoded.columns, len(decoded.rows))
-            if not proven.any():
-                continue
-            at = rows[decoded.rows]
-            columns = decoded.columns
-            if not proven.all():
-                keep = pa.array(proven)
-                columns = {k: v.filter(keep) for k, v in columns.items()}
-                at = at[proven]
-            left[at] = False
-            parts.append(Part(at, columns, decoder.schema, pending=False))
-        return parts, np.flatnonzero(left & ~undecodable)
+        tried = np.full(len(documents), "", dtype=object)
+        parts: list[Part] = []
+        for guess in (self._guess.first, self._guess.second):
+            for name, guessed in guess(documents, np.flatnonzero(left)).items():
+                rows = guessed[tried[guessed] != name]  # The second guess may be the first again.
+                tried[rows] = name
+                part = self._proven(name, documents, rows) if len(rows) else None
+                if part is not None:
+                    left[part.rows] = False
+                    parts.append(part)
+        return parts, np.flatnonzero(left)
+
+    def _proven(self, name: str, documents: list[bytes], rows: np.ndarray) -> Part | None:
+        """Decodes these rows as this family and returns those that are surely valid."""
+        decoder = self._decoders[name]
+        decoded = decoder(documents if len(rows) == len(documents) else [documents[row] for row in rows])
+        proven = decoded.proven & self._same_version(decoder.schema, decoded.columns, len(decoded.rows))
+        if not proven.any():
+            return None
+        at = rows[decoded.rows]
+        columns = decoded.columns
+        if not proven.all():
+            keep = pa.array(proven)
+            columns = {k: v.filter(keep) for k, v in columns.items()}
+            at = at[proven]
+        return Part(at, columns, decoder.schema, pending=False)
 
     def _same_version(self, schema: Schema, columns: dict[str, pa.Array], rows: int) -> np.ndarray:
         """True where the version that the event states resolves to the decoder's schema."""

@@ -116,9 +116,7 @@ def by_shard(records: Records, shards: int) -> Iterator[tuple[int, bytes]]:
     shard = (mix64(_key(records), 7) % np.uint64(shards)).astype(np.uint16 if shards <= 1 << 16 else np.int64)
     order = np.argsort(shard, kind="stable")
     ordered, numbers = records[order], shard[order]
-    starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]]) if len(records) else []
-    ends = np.r_[starts[1:], len(records)] if len(records) else []
-    for start, end in zip(starts, ends, strict=True):
+    for start, end in _runs(numbers):
         yield int(numbers[start]), ordered[start:end].tobytes()
 
 
@@ -164,10 +162,7 @@ def resolve(records: Records) -> Resolution:
 def pack(resolution: Resolution) -> Iterator[tuple[int, bytes]]:
     """Yields (split, packed verdicts) for each split that has any."""
     splits, verdicts = resolution
-    if not len(splits):
-        return
-    starts = np.flatnonzero(np.r_[True, splits[1:] != splits[:-1]])
-    for start, end in zip(starts, np.r_[starts[1:], len(splits)], strict=True):
+    for start, end in _runs(splits):
         yield int(splits[start]), verdicts[start:end].tobytes()
 
 
@@ -220,3 +215,10 @@ def _renumber(
 def _key(records: Records) -> U64:
     """64 bits of the id: any bits of a UUID may be constant (versions 1, 6 and 7 hold a time), so both halves count."""
     return mix64(records["high"], 3) ^ mix64(records["low"], 5)
+
+
+def _runs(values: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Yields (start, end) of each run of equal neighbours."""
+    if len(values):
+        cuts = np.flatnonzero(values[1:] != values[:-1]) + 1
+        yield from zip([0, *cuts.tolist()], [*cuts.tolist(), len(values)], strict=True)

@@ -1,7 +1,7 @@
 """Exact deduplication of a bounded PCollection by event id."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import apache_beam as beam
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import PCollection, TaggedOutput
 from apache_beam.transforms.trigger import AccumulationMode, DefaultTrigger
-from apache_beam.transforms.window import TimestampCombiner, TimestampedValue
+from apache_beam.transforms.window import SlidingWindows, TimestampCombiner, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from headrace.schemas.errors import ConfigError
@@ -42,6 +42,8 @@ def deduplicate(batches: list[pa.RecordBatch]) -> Iterator[Outcome]:
 
     The result does not depend on how rows are spread over batches, nor on their order. Every row has an event_id.
     """
+    if not batches:
+        return
     starts = np.cumsum([0, *(b.num_rows for b in batches)])
     verdicts = _verdicts(batches, starts)
     for batch, start in zip(batches, starts[:-1].tolist(), strict=True):
@@ -71,7 +73,7 @@ class Deduplicate(beam.PTransform):
         shards: into how many parts of the id space the work is cut; each part has to fit in a worker's memory.
 
     Raises:
-        ConfigError: shards is not in 1..65536, or the input is unbounded.
+        ConfigError: shards is not in 1..65536, or the input is unbounded or in sliding windows.
     """
 
     def __init__(self, shards: int = 64) -> None:
@@ -80,25 +82,36 @@ class Deduplicate(beam.PTransform):
             raise ConfigError(f"Deduplicate(shards={shards!r}): must be a whole number from 1 to 65536")
         self._shards = shards
 
+    @beam.typehints.no_annotations
     def expand(self, batches: PCollection) -> Results:
         if not batches.is_bounded:
             raise ConfigError(
                 "Deduplicate needs bounded input, and this PCollection is unbounded: ids would be remembered for ever. "
                 "Read a bounded input (files, a fixed range of offsets) or leave Deduplicate out of the streaming job"
             )
+        windowfn = batches.windowing.windowfn
+        if isinstance(windowfn, SlidingWindows):
+            raise ConfigError(
+                "Deduplicate on a PCollection in SlidingWindows would decide on each row several times; "
+                "apply it before that WindowInto"
+            )
         register_coders()
-        cut = batches | "CutByShard" >> beam.ParDo(_CutFn(self._shards)).with_output_types(
-            tuple[int, pa.RecordBatch], rejected=pa.RecordBatch
-        ).with_outputs("rejected", main="cut")
-        done = (
-            cut.cut
+        cut = (
+            batches
             | "OnePane"
             >> beam.WindowInto(
-                batches.windowing.windowfn,
+                windowfn,
                 trigger=DefaultTrigger(),
                 accumulation_mode=AccumulationMode.DISCARDING,
                 timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
             )
+            | "CutByShard"
+            >> beam.ParDo(_CutFn(self._shards))
+            .with_output_types(tuple[int, pa.RecordBatch], rejected=pa.RecordBatch)
+            .with_outputs("rejected", main="cut")
+        )
+        done = (
+            cut.cut
             | "GroupByShard" >> beam.GroupByKey()
             | "Decide"
             >> beam.ParDo(_DecideFn())
@@ -115,7 +128,9 @@ class _CutFn(beam.DoFn):
     def __init__(self, shards: int) -> None:
         self._shards = shards
 
-    def process(self, batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch] | TaggedOutput]:
+    def process(
+        self, batch: pa.RecordBatch
+    ) -> Iterator[tuple[int, pa.RecordBatch] | TaggedOutput[Literal["rejected"], pa.RecordBatch]]:
         named = present(column(batch, "event_id"))
         if not named.all():
             unnamed = batch.filter(pa.array(~named))
@@ -134,7 +149,7 @@ class _DecideFn(beam.DoFn):
         group: tuple[int, Iterable[pa.RecordBatch]],
         timestamp: Timestamp = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
-    ) -> Iterator[TimestampedValue | TaggedOutput]:
+    ) -> Iterator[TimestampedValue | TaggedOutput[Literal["rejected"], pa.RecordBatch]]:
         outcomes = list(deduplicate(list(_joined(group[1]))))
         for batch in _joined([o.accepted for o in outcomes]):
             Metrics.counter(f"headrace.{STAGE}", "accepted").inc(batch.num_rows)
@@ -171,7 +186,7 @@ def _order(
         parts.append(pa.table([*arrays, pa.array(payload_hashes(here))], names=[*names, "payload"]))
     table = pa.concat_tables(parts)
     keys = [(name, "ascending") for name in table.column_names]
-    order: npt.NDArray[np.int64] = pc.sort_indices(table, sort_keys=keys, null_placement="at_end").to_numpy()
+    order: npt.NDArray[np.int64] = pc.sort_indices(table, sort_keys=keys).to_numpy()
     return order.astype(np.int64)
 
 

@@ -1,10 +1,14 @@
 """Guessing each document's family from its bytes, so that it is tried by the right decoder first."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
 from headrace.schemas.registry import DETECT_ORDER, Schema
+
+_START_BYTES = 12
+"""How much of a document's beginning tells its producer: the first key, mostly."""
+_MOST_STARTS = 256
 
 
 class FamilyGuess:
@@ -19,23 +23,59 @@ class FamilyGuess:
         ranked = sorted(schemas, key=lambda s: (order.get(s.name, len(order)), s.name))
         self._families = ranked if pinned else [s for i, s in enumerate(ranked) if certain(s, ranked[:i])]
         self._pinned = pinned
-        self._keys = [[f'"{key}"'.encode() for key in _required_keys(s) or ()] for s in self._families]
+        self._keys = {
+            s.name: [f'"{key}"'.encode() for key in _required_keys(s) or ()] for s in self._families
+        }
+        self._seen: dict[bytes, set[str]] = {}
 
-    def __call__(self, documents: Sequence[bytes], chosen: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (family, rows); each chosen row at most once."""
-        rows = np.flatnonzero(chosen)
-        if self._pinned and len(rows) and self._families:
-            yield self._families[0].name, rows
-            return
-        left = rows.tolist()
-        for schema, keys in zip(self._families, self._keys, strict=True):
-            found = left
+    def first(self, documents: Sequence[bytes], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns family → rows by what documents with the same first bytes were before; each row at most once."""
+        if self._pinned:
+            return {self._families[0].name: rows} if self._families and len(rows) else {}
+        groups: dict[bytes, list[int]] = {}
+        for row in rows.tolist():
+            groups.setdefault(documents[row][:_START_BYTES], []).append(row)
+        found: dict[str, list[int]] = {}
+        for start, members in groups.items():
+            seen = self._seen.get(start)
+            if seen is None:
+                self._search(documents, members, found, learn=True)
+            elif len(seen) == 1:
+                found.setdefault(next(iter(seen)), []).extend(members)
+            else:
+                self._search(documents, members, found, among=seen)
+        return {name: np.sort(np.array(members)) for name, members in found.items()}
+
+    def second(self, documents: Sequence[bytes], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns family → rows by looking for every family's keys, for rows whose first guess was wrong."""
+        found: dict[str, list[int]] = {}
+        if not self._pinned:
+            self._search(documents, rows.tolist(), found, learn=True)
+        return {name: np.sort(np.array(members)) for name, members in found.items()}
+
+    def _search(
+        self,
+        documents: Sequence[bytes],
+        rows: list[int],
+        found: dict[str, list[int]],
+        *,
+        among: Container[str] | None = None,
+        learn: bool = False,
+    ) -> None:
+        left = rows
+        for name, keys in self._keys.items():
+            if among is not None and name not in among:
+                continue
+            hits = left
             for key in keys:
-                found = [row for row in found if key in documents[row]]
-            if found:
-                taken = set(found)
+                hits = [row for row in hits if key in documents[row]]
+            if hits:
+                taken = set(hits)
                 left = [row for row in left if row not in taken]
-                yield schema.name, np.array(found)
+                found.setdefault(name, []).extend(hits)
+                if learn and len(self._seen) < _MOST_STARTS:
+                    for start in {documents[row][:_START_BYTES] for row in hits}:
+                        self._seen.setdefault(start, set()).add(name)
 
 
 def certain(schema: Schema, earlier: Sequence[Schema]) -> bool:

@@ -104,7 +104,7 @@ class FilterKernel:
         columns.setdefault("_row", pa.array(np.zeros(batch.num_rows, np.int8)))
         self._connection.register("events", pa.table(columns))
         try:
-            return _one_array(self._connection.execute(self._query), 0)
+            return _column(self._connection.execute(self._query).to_arrow_table(), 0)
         except (duckdb.DataError, duckdb.ProgrammingError):
             return self._matched_row_by_row()
         finally:
@@ -112,15 +112,15 @@ class FilterKernel:
 
     def _matched_row_by_row(self) -> pa.Array:
         """Like the query, where some rule fails on some row: DuckDB's TRY makes that row's result NULL."""
-        table = self._connection.execute(self._guarded).to_arrow_table()
+        table: pa.Table = self._connection.execute(self._guarded).to_arrow_table()
         matched = pa.nulls(table.num_rows, pa.int32())
         for i in reversed(range(len(self._rules))):
-            true, failed = (pa.concat_arrays(table.column(2 * i + k).chunks) for k in (0, 1))
+            true, failed = _column(table, 2 * i), _column(table, 2 * i + 1)
             matched = pc.if_else(pc.fill_null(true, False), pa.scalar(i, pa.int32()), matched)
             self.counts["rule_errors"] += failed.true_count
         return matched
 
 
-def _one_array(result: duckdb.DuckDBPyConnection, index: int) -> pa.Array:
-    chunks = result.to_arrow_table().column(index).chunks
+def _column(table: pa.Table, index: int) -> pa.Array:
+    chunks = table.column(index).chunks
     return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)

@@ -78,7 +78,7 @@ def _compiled(
         result = connection.execute(f"SELECT (\n{expression}\n) FROM events")
     except duckdb.Error as error:
         raise ConfigError(f"rule {name!r} is no predicate: {_message(error)}") from None
-    type_ = str((result.description or [("", "")])[0][1])
+    type_ = str(result.description[0][1]) if result.description else "nothing"
     if type_ not in ("BOOLEAN", "bool"):
         raise ConfigError(f"rule {name!r} is of type {type_}; a rule needs BOOLEAN, such as a comparison")
     return CompiledRule(name, expression, tuple(schema.field(n) for n in names))
@@ -117,11 +117,10 @@ def _parse(connection: duckdb.DuckDBPyConnection, name: str, expression: str) ->
 
 def _statements(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
     row = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
-    parsed = json.loads(row[0]) if row else {"error": True, "error_message": "nothing parsed"}
+    parsed: dict[str, Any] = json.loads(row[0]) if row else {"error": True, "error_message": "nothing parsed"}
     if parsed["error"]:
         raise ValueError(parsed["error_message"])
-    statements: list[dict[str, Any]] = parsed["statements"]
-    return statements
+    return list(parsed["statements"])
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:

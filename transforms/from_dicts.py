@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import orjson
 import pyarrow as pa
 from apache_beam.metrics import Metrics
@@ -23,7 +24,7 @@ from headrace.transforms.coders import register_coders
 BATCH_ROWS = 8_192
 FAULT = "unserialisable"
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -38,14 +39,172 @@ def encode_document(value: object) -> tuple[bytes, str | None]:
     """
     try:
         document = orjson.dumps(value, _known, _OPTIONS)
-        if b"null" not in document:
+        if b"null" not in document or not _has_nonfinite(value):
             return document, None
     except (TypeError, ValueError, RecursionError):
-        document = b""
+        pass  # orjson refuses what json can still write, such as big integers
     try:
-        # orjson writes NaN as null and refuses big integers; json does neither but is slow.
-        return json.dumps(value, default=_known_slow, separators=(",", ":")).encode(), None
+        _has_nonfinite(value)
+        return json.dumps(value, default=_simple, separators=(",", ":")).encode(), None
     except (TypeError, ValueError, RecursionError):
-        if document:
-            return document, None
-    return repr(value).encode("utf-8", "backslashreplace"), FAULT
+        pass  # it is no JSON value
+    try:
+        return repr(value).encode("utf-8", "backslashreplace"), FAULT
+    except RecursionError:
+        return f"<{type(value).__name__} nested too deep to be written>".encode(), FAULT
+
+
+class FromDicts(beam.PTransform):
+    """Batches dicts into raw records for ``Decode``: one dict is one event of any family.
+
+    Every element becomes one row; see :func:`encode_document` for how values are written. Elements are batched within their bundle
+    and window; a batch keeps the window and has the smallest timestamp of its elements, so nothing becomes late. Stateless; bounded
+    or unbounded; any windowing. A replay gives the same rows; how they are cut into batches may differ.
+
+    Input: dicts (or any JSON value; ``Decode`` decides).
+    Output: ``RAW_SCHEMA``: ``raw`` the JSON document, ``origin`` the ``source``, ``origin_position`` null, ``ingest_time`` as
+    below, ``fault`` null or ``unserialisable``. One PCollection: nothing is rejected here.
+
+    Args:
+        source: name that the rows have as ``origin``.
+        ingest_time: when the events reached us, with a time zone; the same for all. ``None``: each element's own Beam timestamp.
+
+    Raises:
+        ConfigError: an empty source, or an ingest_time without a zone.
+        InputError: ``ingest_time`` is None and an element has no timestamp (as those of ``Create``).
+    """
+
+    def __init__(self, source: str = "dicts", *, ingest_time: datetime | None = None) -> None:
+        super().__init__()
+        self._fn = _batch_fn(type(self).__name__, source, ingest_time)
+
+    def expand(self, dicts: PCollection) -> PCollection:
+        register_coders()
+        return dicts | "BatchDicts" >> beam.ParDo(self._fn).with_output_types(pa.RecordBatch)
+
+
+def _batch_fn(
+    owner: str,
+    source: str,
+    ingest_time: datetime | None,
+    convert: Callable[[Any], object] | None = None,
+) -> "BatchDocumentsFn":
+    """Checks the arguments that FromDicts and FromRows share."""
+    if not isinstance(source, str) or not source:
+        raise ConfigError(f"{owner}(source={source!r}): must be a name, e.g. 'orders'")
+    if ingest_time is None:
+        return BatchDocumentsFn(owner, source, None, convert)
+    if not isinstance(ingest_time, datetime) or ingest_time.tzinfo is None:
+        raise ConfigError(
+            f"{owner}(ingest_time={ingest_time!r}): must be a datetime with a time zone, "
+            "e.g. datetime(2026, 1, 1, tzinfo=timezone.utc)"
+        )
+    return BatchDocumentsFn(owner, source, (ingest_time - _EPOCH) // timedelta(microseconds=1), convert)
+
+
+class _Rows:
+    """The rows of one window so far."""
+
+    def __init__(self) -> None:
+        self.documents: list[bytes] = []
+        self.faults: list[str | None] = []
+        self.times: list[int] = []
+        self.first: Timestamp = MAX_TIMESTAMP
+
+
+class BatchDocumentsFn(beam.DoFn):
+    """Batches elements as JSON documents; shared by FromDicts and FromRows."""
+
+    def __init__(
+        self, owner: str, source: str, ingest_us: int | None, convert: Callable[[Any], object] | None
+    ) -> None:
+        self._owner, self._source, self._ingest_us, self._convert = owner, source, ingest_us, convert
+
+    def start_bundle(self) -> None:
+        self._windows: dict[Any, _Rows] = {}
+
+    def process(
+        self,
+        element: Any,
+        timestamp: Timestamp = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+    ) -> Iterator[WindowedValue]:
+        rows = self._windows.setdefault(window, _Rows())
+        document, fault = encode_document(self._convert(element) if self._convert else element)
+        rows.documents.append(document)
+        rows.faults.append(fault)
+        rows.times.append(self._ingest(timestamp))
+        rows.first = min(rows.first, timestamp)
+        if len(rows.documents) >= BATCH_ROWS:
+            yield self._batch(window, self._windows.pop(window))
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for window, rows in self._windows.items():
+            yield self._batch(window, rows)
+        self._windows = {}
+
+    def _ingest(self, timestamp: Timestamp) -> int:
+        if self._ingest_us is not None:
+            return self._ingest_us
+        if not MIN_TIMESTAMP < timestamp < GlobalWindow().max_timestamp():
+            raise InputError(
+                f"{self._owner}: an element has no timestamp to take as ingest_time; pass {self._owner}(ingest_time=…), or "
+                "give the elements timestamps (beam.window.TimestampedValue) before"
+            )
+        micros: int = timestamp.micros
+        return micros
+
+    def _batch(self, window: Any, rows: _Rows) -> WindowedValue:
+        count = len(rows.documents)
+        Metrics.counter("headrace.edges", "rows_in").inc(count)
+        batch = conform(
+            {
+                "raw": pa.array(rows.documents, pa.binary()),
+                "origin": constant(self._source, count, RAW_SCHEMA.field("origin").type),
+                "ingest_time": pa.array(rows.times, RAW_SCHEMA.field("ingest_time").type),
+                "fault": pa.array(rows.faults, pa.string()),
+            },
+            RAW_SCHEMA,
+            count,
+        )
+        return WindowedValue(batch, rows.first, [window])
+
+
+def _known(value: object) -> object:
+    """Turns what orjson does not know into what it does."""
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, Timestamp):
+        return value.to_rfc3339()
+    if isinstance(value, beam.Row):
+        return value.as_dict()
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return value._asdict()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _simple(value: object) -> object:
+    """Likewise for the json module: through orjson, but for arrays, whose NaN orjson would turn into null."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    try:
+        return _known(value)
+    except TypeError:
+        return orjson.loads(orjson.dumps(value, option=_OPTIONS))
+
+
+def _has_nonfinite(value: object) -> bool:
+    """Finds NaN and infinities, which orjson writes as null; looks at every key, whatever it finds.
+
+    Raises:
+        TypeError: a key is no string; json would turn 1 into "1", which may be there already.
+    """
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("a key is no string")
+        return sum(map(_has_nonfinite, value.values())) > 0
+    if isinstance(value, list | tuple):
+        return sum(map(_has_nonfinite, value)) > 0
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind == "f" and not np.isfinite(value).all()
+    return isinstance(value, float | np.floating) and not np.isfinite(value)

@@ -1,16 +1,16 @@
 """Masks JSON columns: every string, key and long number is scanned, and tagged members get their own operator."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.schemas.json_text import MAX_DEPTH, canonical, depth, parse_exact
+from headrace.schemas.json_text import MAX_DEPTH, depth
 from headrace.transforms.batches import mask_of
 from headrace.transforms.pii_patterns import REDACTED, SUSPICIOUS, PatternScanner
 
@@ -18,7 +18,7 @@ Operator = Callable[[pa.Array], pa.Array]
 """Strings → masked strings of equal length, null where nothing may be kept."""
 Leaf = Callable[[str, Operator | None], str | None]
 
-_LONG_INTEGER = 10**12
+_SHORTEST_CARD = 13
 _REDACTED_JSON = orjson.dumps(REDACTED).decode()
 _NOT_JSON = object()
 
@@ -144,11 +144,17 @@ class JsonMasker:
         clean = _walk(document, self._members, replace)
         if redacted:
             self._counts["redacted_cells"] += 1
-        return canonical(clean) if changed else text
+        return orjson.dumps(clean, option=orjson.OPT_SORT_KEYS).decode() if changed else text
 
 
 class _Spots(list[tuple[int, int, Operator]]):
     """Start, end (inside the quotes) and operator of each tagged string in a flat object's text."""
+
+
+class _Number(str):
+    """A number's own digits."""
+
+    __slots__ = ()
 
 
 def _name(key: str) -> str:
@@ -163,12 +169,17 @@ def _parsed(text: str) -> Any:
         orjson.loads(data)
     except orjson.JSONDecodeError:
         return _NOT_JSON
-    return parse_exact(data)
+    return json.loads(text, parse_int=_Number, parse_float=_Number)
 
 
 def _walk(value: Any, node: Any, leaf: Leaf) -> Any:
     """Returns the value with each leaf replaced. ``node`` is what is tagged below: a dict of members, an operator or None."""
     operator = node if callable(node) else None
+    if isinstance(value, _Number):
+        if operator is None and len(value) < _SHORTEST_CARD:
+            return orjson.Fragment(str(value))
+        masked = leaf(str(value), operator)
+        return orjson.Fragment(str(value)) if masked == value else masked
     if isinstance(value, str):
         return leaf(value, operator)
     if isinstance(value, dict):
@@ -179,21 +190,9 @@ def _walk(value: Any, node: Any, leaf: Leaf) -> Any:
         return clean
     if isinstance(value, list):
         return [_walk(item, node, leaf) for item in value]
-    if value is None or (operator is None and not _may_be_card(value)):
+    if value is None or operator is None:
         return value
-    text = _digits(value)
-    masked = leaf(text, operator)
-    return value if masked == text else masked
-
-
-def _may_be_card(number: Any) -> bool:
-    return isinstance(number, msgspec.Raw) or (not isinstance(number, bool) and abs(number) >= _LONG_INTEGER)
-
-
-def _digits(scalar: Any) -> str:
-    if isinstance(scalar, bool):
-        return "true" if scalar else "false"
-    return bytes(scalar).decode() if isinstance(scalar, msgspec.Raw) else str(scalar)
+    return leaf("true" if value else "false", operator)
 
 
 def _free(key: str, taken: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ covers what percent-decoding can bring forth, because URLs are looked at decoded
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -148,17 +149,21 @@ class PatternScanner:
             found = self._all_findings(text)
         except UnscannableError:
             return REDACTED
-        for start, end, label in reversed(_merged(found)):
-            text = text[:start] + label + text[end:]
-        return text
+        pieces, done = [], 0
+        for start, end, label in _merged(found):
+            pieces += [text[done:start], label]
+            done = end
+        return "".join(pieces) + text[done:]
 
     def _all_findings(self, text: str) -> list[Finding]:
         """Searches the most decoded form first; an ``@`` that was found there is not looked for again in a less decoded one."""
         found: list[Finding] = []
         for view in reversed(list(_views(text))):
+            known = _merged(found)
             for item, anchor in self._in_view(view.text):
                 at, _ = view.origin(anchor, anchor)
-                if item.label == CARD or not any(f.start <= at < f.end for f in found):
+                before = bisect_right(known, at, key=lambda f: f.start) - 1
+                if item.label == CARD or before < 0 or known[before].end <= at:
                     found.append(Finding(*view.origin(item.start, item.end), item.label))
         return found
 
@@ -171,14 +176,16 @@ class PatternScanner:
         items = self._addresses(text.translate(_SPLIT))
         if len(items) < text.count("@"):
             items += self._addresses(text)
-        addresses = [(item, text.index("@", item.start)) for item in items]
+        addresses = {text.index("@", item.start): item for item in reversed(items)}
+        signs = sorted(addresses)
         for match in _USERINFO.finditer(text):
             start, end = match.span(1)
-            inside = [a for a in addresses if start <= a[1] <= end]
+            inside = signs[bisect_left(signs, start) : bisect_right(signs, end)]
             if ":" in match[1] or not inside:
-                addresses = [a for a in addresses if a not in inside]
+                for at in inside:
+                    del addresses[at]
                 yield Finding(start, end, CREDENTIALS), start
-        yield from addresses
+        yield from ((item, at) for at, item in addresses.items())
         cards = self._cards(text)
         if "+" in text:
             cards += self._cards(text.replace("+", " "))

@@ -185,7 +185,9 @@ class _Index:
 
     def _users(self, ids: pa.Array) -> Ints:
         """Returns the position of each id among ``_ids``; -1 if it is not there."""
-        hashes = np.array([xxh3_64_intdigest(i or "", self._seed) for i in ids.to_pylist()], np.uint64)
+        hashes = np.array(
+            [xxh3_64_intdigest((i or "").encode(), self._seed) for i in ids.to_pylist()], np.uint64
+        )
         at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         same = mask_of(pc.equal(self._ids.take(pa.array(at)), ids))
         return np.where(same, at, -1)
@@ -201,7 +203,7 @@ def _unique_hashes(ids: list[str]) -> tuple[int, npt.NDArray[np.uint64]]:
     """Hashes with the first seed under which no two ids collide."""
     seed = 0
     while True:
-        hashes = np.array([xxh3_64_intdigest(i, seed) for i in ids], np.uint64)
+        hashes = np.array([xxh3_64_intdigest(i.encode(), seed) for i in ids], np.uint64)
         if len(np.unique(hashes)) == len(hashes):
             return seed, hashes
         seed += 1

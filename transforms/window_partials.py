@@ -179,7 +179,7 @@ def _sum_decimals(values: pa.Array, groups: _Groups, name: str) -> pa.Array:
     some = groups.add(present(values).astype(np.int64)) > 0
     bitmap = None if some.all() else pa.py_buffer(np.packbits(some, bitorder="little"))
     array = pa.Array.from_buffers(MONEY, groups.size, [bitmap, pa.py_buffer(out)])
-    fits = not groups.size or (np.abs(sums[3]) < 1 << 31).all()
+    fits = bool((np.abs(sums[3]) < 1 << 31).all())
     try:
         array.validate(full=True)
     except pa.ArrowInvalid:

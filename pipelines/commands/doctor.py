@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from headrace.pipelines.exits import WRONG_USE
+from headrace.schemas.errors import ConfigError, HeadraceError
 
 Status = Literal["ok", "warning", "missing"]
 
@@ -102,8 +103,13 @@ def check_packages(
         stated: the requirements; default: those of the installed headrace.
         installed: returns a distribution's version or raises PackageNotFoundError.
     """
-    from packaging.requirements import Requirement
-
+    try:
+        from packaging.requirements import Requirement
+    except ImportError as error:
+        yield Finding(
+            "packaging", "missing", f"{error}; without it no version can be compared", "pip install packaging"
+        )
+        return
     if stated is None:
         try:
             stated = importlib.metadata.requires("headrace") or []
@@ -131,13 +137,14 @@ def check_packages(
 
 def check_schemas() -> Finding:
     """The packaged event families."""
-    from headrace.schemas.errors import HeadraceError
-    from headrace.schemas.registry import Registry
-
-    fix = "install headrace again: pip install --force-reinstall --no-deps headrace"
+    fix = (
+        "mend the packages above, or install headrace again: pip install --force-reinstall --no-deps headrace"
+    )
     try:
+        from headrace.schemas.registry import Registry
+
         names = Registry.default().names()
-    except (HeadraceError, OSError) as error:
+    except (HeadraceError, OSError, ImportError) as error:
         return Finding("schemas", "missing", str(error), fix)
     lost = sorted(set(FAMILIES) - set(names))
     if lost:
@@ -147,9 +154,10 @@ def check_schemas() -> Finding:
 
 def check_key() -> Finding:
     """The default key file: there, long enough, and readable by its owner only."""
-    from headrace.schemas.errors import ConfigError
-    from headrace.transforms.keys import Key, default_key_file
-
+    try:
+        from headrace.transforms.keys import Key, default_key_file
+    except ImportError as error:
+        return Finding("key file", "missing", f"not looked at: {error}", "mend the packages above")
     path = default_key_file()
     if not path.exists():
         return Finding(

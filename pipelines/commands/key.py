@@ -5,15 +5,16 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="The secret key for tokens and sealed documents.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The secret key for tokens and sealed documents.",
+    epilog="Example: headrace key create",
+)
 
 
 @app.callback()
 def _key() -> None:
-    """The secret key for tokens and sealed documents.
-
-    Example: headrace key create
-    """
+    """Makes ``create`` a command of its own although it is the only one."""
 
 
 @app.command()

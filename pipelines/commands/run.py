@@ -14,10 +14,15 @@ from headrace.pipelines.settings import dump
 from headrace.schemas.errors import UntrustedRunError
 
 _HELP = {field.name: field.metadata["help"].replace("[", "\\[") for field in dataclasses.fields(BatchConfig)}
-_EXAMPLES = (
-    "Examples: headrace run batch --input 'events/*.jsonl.gz' --output out | headrace run batch --input access.log.gz "
-    "--format weblog --now 2015-05-20T21:06:00Z --max-age-seconds 604800 --output out"
-)
+_EXAMPLES = """Examples:
+
+headrace run batch --input 'events/*.jsonl.gz' --output out
+
+headrace run batch --input access.log.gz --format weblog --now 2015-05-20T21:06:00Z --max-age-seconds 604800 --output out
+
+headrace run batch --config batch.yaml --direct_running_mode multi_processing --direct_num_workers 2
+
+Any option of Beam is passed on to the runner. Every setting: headrace run batch --print-config"""
 
 app = typer.Typer(no_args_is_help=True, help="Run a pipeline.", epilog=_EXAMPLES)
 
@@ -29,7 +34,7 @@ def _run() -> None:
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog=_EXAMPLES + ". Any option of Beam is passed on to the runner.",
+    epilog=_EXAMPLES,
 )
 def batch(
     context: typer.Context,
@@ -51,7 +56,10 @@ def batch(
     key_file: Annotated[str | None, typer.Option(metavar="FILE", help=_HELP["key_file"])] = None,
     lake_format: Annotated[str | None, typer.Option(help=_HELP["lake_format"])] = None,
     runner: Annotated[
-        str, typer.Option(help="direct runs in this process; portable uses a job server (--job_endpoint).")
+        str,
+        typer.Option(
+            help="direct runs in this process; portable uses a job server (--job_endpoint, --environment_type)."
+        ),
     ] = "direct",
     shared_paths: Annotated[
         bool | None, typer.Option("--shared-paths", help=_HELP["shared_paths"], show_default=False)

@@ -134,6 +134,19 @@ def test_the_runner_reports_a_failed_subject(tmp_path: Path, capsys: pytest.Capt
     assert code == 2 and "broken" in capsys.readouterr().err
 
 
+def test_simulated_events_are_kept_with_their_truth(tmp_path: Path) -> None:
+    told: list[str] = []
+    bench = run.Bench(tmp_path, told.append)
+    source = bench.simulate(300, 5)
+    assert source.truth is not None
+    assert source.truth["accepted"] + sum(source.truth["rejected"].values()) == 300
+    assert len(source.path.read_bytes().splitlines()) == 300
+    assert bench.simulate(300, 5) == source and told == ["simulating 300 events"]
+    few = bench.head(source, 20)
+    assert (few.events, few.truth, few.now) == (20, None, source.now)
+    assert source.path.read_bytes().startswith(few.path.read_bytes())
+
+
 def test_unknown_subjects_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run.main(["--only", "ours,pandas"])

@@ -260,7 +260,7 @@ CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(CONFIGS)
 def test_the_printed_configuration_parses_back_to_itself(config: BatchConfig) -> None:
     printed = yaml.load(dump(config), yaml.SafeLoader)

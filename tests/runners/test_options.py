@@ -24,7 +24,9 @@ def test_beam_knows_the_class_of_every_runner_that_is_not_refused() -> None:
 
 
 def test_options_of_beam_are_passed_on_in_both_spellings() -> None:
-    _, options = prepare(["--direct_runner_bundle_repeat=1", "--experiments", "one", "--experiments=two"], FakeJob())
+    _, options = prepare(
+        ["--direct_runner_bundle_repeat=1", "--experiments", "one", "--experiments=two"], FakeJob()
+    )
     assert options.view_as(DirectOptions).direct_runner_bundle_repeat == 1
     assert options.view_as(DebugOptions).experiments == ["one", "two"]
 
@@ -32,14 +34,20 @@ def test_options_of_beam_are_passed_on_in_both_spellings() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--direct_num_worker=2"], r"unknown option --direct_num_worker; did you mean '--direct_num_workers'\?"),
+        (
+            ["--direct_num_worker=2"],
+            r"unknown option --direct_num_worker; did you mean '--direct_num_workers'\?",
+        ),
         (["--direct-runner-bundle-repeat=1"], "did you mean '--direct_runner_bundle_repeat'"),
         (["--inptu=x"], r"unknown option --inptu; did you mean '--input'\?"),
         (["--qqqqqq"], "unknown option --qqqqqq; no known name is near"),
         (["-x"], "unknown option -x; options of Beam begin with --"),
         (["stray"], "unexpected argument 'stray'$"),
         (["a", "b", "c"], "unexpected argument 'a' and 2 more"),
-        (["--direct_num_workers=two"], "Beam option: argument --direct_num_workers: invalid int value: 'two'"),
+        (
+            ["--direct_num_workers=two"],
+            "Beam option: argument --direct_num_workers: invalid int value: 'two'",
+        ),
         (["--direct_running_mode=fast"], "Beam option: .*invalid choice: 'fast'"),
         (["--direct_num_workers"], "Beam option: .*expected one argument"),
     ],
@@ -49,7 +57,9 @@ def test_what_beam_would_ignore_is_refused(args: list[str], message: str) -> Non
         check_known(args, ["--input", "--output"])
 
 
-def test_a_pattern_that_the_shell_expanded_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_that_the_shell_expanded_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("b.jsonl").touch()
     with pytest.raises(ConfigError, match="if the shell expanded a pattern, quote it"):
@@ -73,7 +83,11 @@ def test_remote_workers_get_the_package(tmp_path: Path) -> None:
         ["--runner=portable", "--environment_type=EXTERNAL", "--extra_package=/own/headrace.whl"],
         ["--runner=portable", "--environment_type=DOCKER", "--sdk_container_image=own"],
         ["--runner=portable", "--environment_type=DOCKER", "--environment_config=own"],
-        ["--runner=portable", "--environment_type=DOCKER", "--environment_options=docker_container_image=own"],
+        [
+            "--runner=portable",
+            "--environment_type=DOCKER",
+            "--environment_options=docker_container_image=own",
+        ],
     ],
 )
 def test_workers_that_have_the_package_get_none(args: list[str], tmp_path: Path) -> None:

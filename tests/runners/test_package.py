@@ -74,7 +74,17 @@ def test_what_the_sdist_builds_is_importable_on_its_own(sdist: Path, tmp_path: P
 
 @pytest.mark.integration
 def test_pip_installs_the_sdist(sdist: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path), str(sdist)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        str(tmp_path),
+        str(sdist),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     assert names_from(tmp_path) == FAMILIES
     assert list(tmp_path.glob("headrace-*.dist-info"))

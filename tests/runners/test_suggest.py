@@ -2,7 +2,10 @@ from headrace.runners.suggest import suggest
 
 
 def test_the_nearest_name_is_given_as_it_is_spelt() -> None:
-    assert suggest("direct-num-worker", ["direct_num_workers", "project"]) == "did you mean 'direct_num_workers'?"
+    assert (
+        suggest("direct-num-worker", ["direct_num_workers", "project"])
+        == "did you mean 'direct_num_workers'?"
+    )
     assert suggest("--inptu", ["--input", "--output"]) == "did you mean '--input'?"
 
 

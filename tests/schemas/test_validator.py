@@ -138,7 +138,7 @@ def assert_same(validator: RowValidator, reference: Any, document: Any) -> None:
 
 @pytest.mark.parametrize("uri", DRAFTS)
 def test_verdicts_and_failures_equal_jsonschema(uri: str) -> None:
-    draft = {name: number for name, number in zip(DRAFTS, (4, 6, 7, 2019, 2020), strict=True)}[uri]
+    draft = dict(zip(DRAFTS, (4, 6, 7, 2019, 2020), strict=True))[uri]
     fast = 0
 
     @QUICK
