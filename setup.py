@@ -54,7 +54,6 @@ setup(
         "ua-parser-rs>=0.1.3",
         "zstandard>=0.23",
         "PyYAML>=6",
-        "Faker>=37",
         "typer>=0.15",
         "rich>=13.9",
     ],

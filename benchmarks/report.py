@@ -9,6 +9,8 @@ from benchmarks.measure import Usage
 
 EXACT = ("ours", "beam-json", "beam-orjson")
 """Subjects whose verdicts must agree in every count; the others' differences are shown."""
+CROWDED = 1.3
+"""Wall time above so many times the CPU time means that something else was running."""
 NOTES = """\
 CPU is user + system time of the run's processes, the median of the repeated runs, which are interleaved. Marginal CPU leaves
 out start-up (imports, pipeline construction), measured by a run on a few events. Peak is resident memory. Ratios are of
@@ -194,6 +196,16 @@ def marks(rows: Sequence[Line]) -> list[str]:
                     )
                 )
     return told
+
+
+def crowded(rows: Sequence[Line]) -> list[str]:
+    """Returns the lines whose runs had to wait for a processor: a busy machine also makes CPU time itself longer, so that
+    ratios between runs at different times mislead."""
+    return [
+        f"{row.events:,} events, {row.subject}: {row.wall_seconds:.1f} s for {busy:.1f} s of CPU; run again on an idle machine"
+        for row in rows
+        if row.wall_seconds > CROWDED * (busy := row.cpu_us_total * row.events / 1e6)
+    ]
 
 
 def _mark(met: bool, text: str) -> str:

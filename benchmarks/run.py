@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import RunFailedError, measure
-from benchmarks.report import NOTES, Run, disagreements, lines, marks, table
+from benchmarks.report import NOTES, Run, crowded, disagreements, lines, marks, table
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTUP_EVENTS = 200
@@ -187,12 +187,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "lines": [asdict(row) for row in rows],
         "runs": [asdict(run) for run in runs],
         "startup_runs": [asdict(run) for run in startups],
+        "crowded": crowded(rows),
         "faults": faults,
         "remarks": remarks,
     }
     (given.work / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     print(table(rows), NOTES, sep="\n\n")
     _section("Marks", marks(rows))
+    _section("The machine was busy: costs and ratios are not to be trusted", crowded(rows))
     _section("Counts in which inexact subjects differ", remarks)
     _section("DISAGREEMENT: the figures above compare different work", faults)
     return 1 if faults else 0

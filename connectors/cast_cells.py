@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import orjson
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -58,7 +57,7 @@ def _resolve(node: Any, root: Mapping[str, Any] | None) -> Mapping[str, Any] | N
 
 
 def _number(cell: str) -> Any:
-    return msgspec.Raw(cell.encode()) if _NUMBER.fullmatch(cell) else cell
+    return orjson.Fragment(cell.encode()) if _NUMBER.fullmatch(cell) else cell
 
 
 def _boolean(cell: str) -> Any:
@@ -79,7 +78,7 @@ class _JsonCell:
             orjson.loads(text)
         except orjson.JSONDecodeError:
             return cell
-        return msgspec.Raw(text.translate(_LINE_BREAKS))
+        return orjson.Fragment(text.translate(_LINE_BREAKS))
 
 
 class _First:

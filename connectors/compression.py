@@ -19,15 +19,15 @@ SUFFIXES = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 
 _MAGIC = [(b"\x1f\x8b\x08", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd")]
 _FOREIGN = [
-    (b"BZh", "bzip2"),
+    *((b"BZh%d1AY&SY" % level, "bzip2") for level in range(1, 10)),
     (b"\xfd7zXZ\x00", "xz"),
     (b"PK\x03\x04", "zip"),
     (b"\x04\x22\x4d\x18", "lz4"),
     (b"\xff\x06\x00\x00sNaPpY", "snappy"),
 ]
-_GZIP_PIECE = 1 << 16
-_ZSTD_PIECE = 1 << 12
-"""Fed at once; a Zstandard block of 4 bytes may stand for 128 KiB, so this bounds the output of one step to 128 MiB."""
+_PIECE = 1 << 16
+_ZSTD_STEP = 1 << 10
+"""Fed to Zstandard at once; a block of 4 bytes may stand for 128 KiB, so this bounds the output of one step to 32 MiB."""
 _OUTPUT = 1 << 20
 
 
@@ -149,17 +149,17 @@ class ByteStream:
             "when nothing writes to it"
         )
 
-    def _feed(self, piece: int) -> Iterator[bytes]:
-        buffer = bytearray(piece)
+    def _feed(self) -> Iterator[bytes]:
+        buffer = bytearray(_PIECE)
         with memoryview(buffer) as view:
             while got := self._fill(view):
                 yield bytes(view[:got])
 
     def _decompressed(self, compression: str) -> Generator[bytes, None, None]:
-        make, piece = (_Gzip, _GZIP_PIECE) if compression == "gzip" else (_Zstd, _ZSTD_PIECE)
+        make = _Gzip if compression == "gzip" else _Zstd
         decoder: _Decoder | None = None
         member = delivered = done = 0
-        for data in self._feed(piece):
+        for data in self._feed():
             while data:
                 if decoder is None:
                     if compression == "gzip" and not data.strip(b"\x00"):  # padding of tapes and blocks
@@ -188,7 +188,7 @@ class ByteStream:
         with ByteStream(self.path, start=member) as again:
             left = piece - member
             while left:
-                part = again.read(min(left, _ZSTD_PIECE))
+                part = again.read(min(left, _PIECE))
                 left -= len(part)
                 for out in decoder.feed(part):
                     delivered -= len(out)
@@ -241,10 +241,15 @@ class _Zstd:
 
     def __init__(self) -> None:
         self._inner = zstandard.ZstdDecompressor().decompressobj()
+        self._after = b""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        if out := self._inner.decompress(data):
-            yield out
+        for i in range(0, len(data), _ZSTD_STEP):
+            if out := self._inner.decompress(data[i : i + _ZSTD_STEP]):
+                yield out
+            if self._inner.eof:
+                self._after = self._inner.unused_data + data[i + _ZSTD_STEP :]
+                return
 
     @property
     def eof(self) -> bool:
@@ -252,7 +257,7 @@ class _Zstd:
 
     @property
     def unused(self) -> bytes:
-        return self._inner.unused_data
+        return self._after
 
 
 def without_suffix(path: str) -> str:

@@ -11,14 +11,15 @@ from headrace.connectors.compression import unreadable
 from headrace.schemas.errors import InputError
 
 _MAGIC = re.compile(r"[*?\[]")
+_HIDING = (".", "_")
 
 
 def find_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
     """Returns (origin, absolute path) of every file that the patterns name, ordered by origin.
 
-    A pattern is a file, a directory (all files below, but for hidden ones and those whose name, or folder, begins with
-    ``_``), or a glob (``*``, ``?``, ``[]`` in one component, ``**`` over any number; a directory that it matches stands for
-    the files below). A file that is named twice is read once. The origin is the path relative to the pattern's fixed
+    A pattern is a file, a directory (all files below), or a glob (``*``, ``?``, ``[]`` in one component, ``**`` over any
+    number; a directory that it matches stands for the files below). Names that begin with ``.`` or ``_`` (``_delta_log``,
+    ``_SUCCESS``) are found only if the pattern has them so. A file that is named twice is read once. The origin is the path relative to the pattern's fixed
     folder; where two files would get the same one, both get more of their path.
 
     Raises:
@@ -79,7 +80,7 @@ def _below(folder: str, parents: frozenset[str]) -> Iterator[str]:
     if real in parents:
         return
     for entry in _entries(folder):
-        if entry.name.startswith((".", "_")):
+        if entry.name.startswith(_HIDING):
             continue
         if entry.is_dir():
             yield from _below(entry.path, parents | {real})
@@ -88,7 +89,7 @@ def _below(folder: str, parents: frozenset[str]) -> Iterator[str]:
 
 
 def _glob(folder: str, parts: Sequence[str]) -> Iterator[str]:
-    """Like ``glob.glob(recursive=True)``, but a folder that can't be listed is an error, not nothing."""
+    """Like ``glob.glob(recursive=True)``, but a folder that can't be listed is an error, and ``_`` hides as ``.`` does."""
     if not parts:
         yield folder
         return
@@ -100,7 +101,7 @@ def _glob(folder: str, parts: Sequence[str]) -> Iterator[str]:
         return
     if not os.path.isdir(folder):
         return
-    entries = [e for e in _entries(folder) if head.startswith(".") or not e.name.startswith(".")]
+    entries = [e for e in _entries(folder) if head[0] in _HIDING or e.name[0] not in _HIDING]
     if head == "**":
         yield from _glob(folder, rest)
         for entry in entries:

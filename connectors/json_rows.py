@@ -9,13 +9,11 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-import msgspec
+import orjson
 
 from headrace.connectors.raw_blocks import FAULT_BYTES
 from headrace.schemas.errors import InputError
-
-encode = msgspec.json.Encoder().encode
-"""Writes a document; a :class:`msgspec.Raw` in it is written as it stands."""
+from headrace.schemas.json_text import ExactNumber
 
 _SCALE = 9
 """Decimals that money has at most; zeros beyond them are not written."""
@@ -24,6 +22,11 @@ _MICROSECOND = timedelta(microseconds=1)
 
 class NotJsonError(ValueError):
     """A value that JSON can't hold."""
+
+
+def encode(document: Any) -> bytes:
+    """Writes JSON; an :class:`ExactNumber` or :class:`orjson.Fragment` in it is written as it stands."""
+    return orjson.dumps(document, default=_exact, option=orjson.OPT_PASSTHROUGH_DATACLASS)
 
 
 def paths_of(names: Sequence[str], path: str) -> list[tuple[str, ...]]:
@@ -117,6 +120,12 @@ def time_text(value: datetime) -> str:
     except OverflowError as error:
         raise NotJsonError("a time beyond the year 9999") from error
     return naive.isoformat() + "Z"
+
+
+def _exact(value: Any) -> orjson.Fragment:
+    if isinstance(value, ExactNumber):
+        return orjson.Fragment(value.text.encode())
+    raise TypeError(f"values of type {type(value).__name__} have no JSON form")
 
 
 def _float(value: float) -> float:

@@ -10,11 +10,10 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-import msgspec
 import pyarrow as pa
 import xxhash
 
-from headrace.connectors.json_rows import decimal_text, encode, time_text
+from headrace.connectors.json_rows import NotJsonError, decimal_text, encode, jsonable, time_text
 from headrace.connectors.raw_blocks import Block
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.json_text import MalformedJsonError, parse, parse_exact
@@ -48,7 +47,9 @@ def compile_mapping(config: Mapping[str, Any]) -> "FieldMapping":
 class FieldMapping:
     """Makes an envelope document of another document; pure, and picklable.
 
-    ``config`` names for each target (dotted path in the envelope) its source:
+    ``config`` names for each target its source. A target is a column of the events (``event_time``, ``price``) or the dotted path
+    of the envelope's field that fills it (``metadata.timestamp``, ``payload.properties.price``; other properties: any name).
+    The source is
 
     - ``path.in.the.document`` (a key that itself contains the dots is found first);
     - ``{from: path, map: {a: b}, cast: …, default: value}``: ``map`` replaces values by their text, then ``cast`` is applied;
@@ -78,7 +79,12 @@ class FieldMapping:
     def __init__(self, config: Mapping[str, Any]) -> None:
         if not isinstance(config, Mapping) or not config:
             raise ConfigError("mapping: expected a table of target: source, for example 'user.id: customer'")
-        self.config = {str(k): dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+        self.config: dict[str, Any] = {}
+        for name, rule in config.items():
+            target = _path_of(str(name))
+            if target in self.config:
+                raise ConfigError(f"mapping: {name} and another target both mean {target}; keep one of them")
+            self.config[target] = dict(rule) if isinstance(rule, Mapping) else rule
         _check_targets(self.config)
         self._fields: list[tuple[tuple[str, ...], Get]] = []
         self._sources: list[str] = []
@@ -315,6 +321,12 @@ def _unused(document: Mapping[str, Any], used: Mapping[str, Any]) -> dict[str, A
     return rest
 
 
+def _path_of(target: str) -> str:
+    """Returns the envelope's dotted path for a column's name; anything else is a path already."""
+    field = Registry.default().get("envelope").column(target)
+    return target if field is None or "." in target else ".".join(field.path)
+
+
 def _check_targets(config: Mapping[str, Any]) -> None:
     envelope = Registry.default().get("envelope").document
     for target in config:
@@ -372,6 +384,6 @@ def _json(value: Any, where: str) -> Any:
     if value is None:
         return None
     try:
-        return msgspec.json.decode(encode(value))
-    except (TypeError, ValueError) as error:
+        return jsonable(value)
+    except NotJsonError as error:
         raise ConfigError(f"{where}: {value!r} is no JSON value") from error

@@ -200,7 +200,11 @@ class _Records:
                     end = data.find(b"\n", start) + 1 or len(data)
                     if end == len(data):
                         self._position = item.position
-                    yield number, data[start:end]
+                    line = data[start:end]
+                    if end - start > self._limit and len(line.rstrip(b"\r\n")) > self._limit:
+                        yield number, LongLine(line[: self._limit], number, self._position, line.count(b'"'))
+                    else:
+                        yield number, line
                     start = end
                     number += 1
             else:

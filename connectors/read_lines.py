@@ -16,10 +16,12 @@ BOM = b"\xef\xbb\xbf"
 _NEWLINE = 10
 _RETURN = 13
 _SCAN = 1 << 16
+_DENSE = 1 << 18
+_SMALL = 1 << 20
 
 
 class Text(NamedTuple):
-    """Whole lines; only the last line of the input may lack its newline. ``data`` and ``newlines`` are valid until the next item."""
+    """Whole lines; only the last line of the input may lack its newline. Its arrays are valid until the next item."""
 
     data: memoryview
     newlines: np.ndarray
@@ -139,6 +141,12 @@ class _Lines:
                 data = memoryview(self._buffer)[:size]
                 newlines = np.equal(np.frombuffer(data, np.uint8), _NEWLINE, out=self._newlines[:size])
                 ended_lines = int(np.count_nonzero(newlines))
+                if (
+                    ended_lines > _DENSE and size > _SMALL
+                ):  # very short lines: less at once, for their indices
+                    size = self._buffer.rfind(b"\n", 0, _SMALL) + 1 or size
+                    data, newlines, ended = data[:size], newlines[:size], False
+                    ended_lines = int(np.count_nonzero(newlines))
                 yield Text(data, newlines, ended_lines, self._line, self._consumed(size))
                 self._line += ended_lines
                 self._shift(size)

@@ -1,7 +1,6 @@
 """The batch pipeline: files to lake, quarantine, metrics and ledger."""
 
 import hashlib
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,28 +13,32 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
+from headrace.connectors.atomic_file import remove_temporaries
 from headrace.connectors.inputs import Plan, plan_inputs
 from headrace.connectors.ledger import Ledger
 from headrace.connectors.manifest import Manifest, open_output
+from headrace.connectors.map_fields import compile_mapping
 from headrace.connectors.write_metrics import write_metrics
-from headrace.pipelines.commit import TABLES, commit_run, expected_ledger
+from headrace.pipelines.commit import TABLES, commit_run, expected_ledger, publish_metrics, require_counted
 from headrace.pipelines.config import BatchConfig
 from headrace.pipelines.definition import Definition
 from headrace.pipelines.finish_split_fn import FinishSplitFn, ResolveShardFn
 from headrace.pipelines.progress import Progress
 from headrace.pipelines.progress_watch import watch
 from headrace.pipelines.read_stage_fn import ReadStageFn, Task
-from headrace.pipelines.results import load_result
+from headrace.pipelines.results import load_result, save_counts
 from headrace.pipelines.settings import identity
 from headrace.pipelines.summary import BatchResult
 from headrace.pipelines.work_folder import WorkFolder
 from headrace.runners.options import Prepared, prepare, with_package
+from headrace.schemas.columns import ENRICHED_SCHEMA
 from headrace.schemas.errors import UntrustedRunError
-from headrace.transforms.window_definitions import Windows
-from headrace.transforms.window_partials import finish, merge
+from headrace.transforms.batches import conform
 from headrace.transforms.coders import register_coders
 from headrace.transforms.keys import Key
 from headrace.transforms.profiles import ProfileTable
+from headrace.transforms.window_definitions import Windows
+from headrace.transforms.window_partials import finish, merge, partial
 
 Message = tuple[int, bytes]
 MetricPart = tuple[str, pa.RecordBatch]
@@ -54,6 +57,11 @@ class _Run:
         """Delta tables are written in place (a file counts from its commit on), plain folders are moved there when whole."""
         return self.manifest.out if self.config.lake_format == "delta" else self.work.root / "tables"
 
+    def publish(self) -> None:
+        """The tables are committed: the metrics follow, and a rerun need not process anything again."""
+        publish_metrics(self.work, self.manifest.out)
+        self.manifest.advance("committed")
+
     def task(self) -> Task:
         return Task(
             output=str(self.manifest.out),
@@ -62,7 +70,8 @@ class _Run:
             name=self.manifest.fingerprint[:12],
             now=self.manifest.now,
             definition=self.definition,
-            mapping=self.config.mapping or None,
+            mapping=compile_mapping(self.config.mapping) if self.config.mapping else None,
+            compression=self.config.compression,
             max_record_bytes=self.config.max_record_bytes,
             shards=self.config.shards,
         )
@@ -102,6 +111,8 @@ def run_batch(
         split_bytes=config.split_bytes,
     )
     definition = build_definition(config)
+    if config.mapping:
+        compile_mapping(config.mapping)  # Wrong ones are refused before anything is written.
     out = Path(config.output).absolute()
     manifest = open_output(
         out, files=plan.files, configuration=_identity(config, definition), now=config.now, clock=clock
@@ -109,12 +120,16 @@ def run_batch(
     with manifest:
         run = _Run(config, plan, definition, manifest, WorkFolder(out))
         already_done = manifest.status == "done"
-        if not already_done:
+        if already_done:
+            run.work.remove()
+        else:
             if manifest.status == "started":
                 _process(run, prepared, beam_args, on_progress, began)
             receipts = run.work.receipts(len(plan.splits))
             if manifest.status == "started":
-                _require_balance(expected_ledger(receipts), out)
+                expected = expected_ledger(receipts)
+                _require_balance(expected, out)
+                require_counted(run.work.metrics, definition.metrics, expected.accepted)
             ledger, counts = commit_run(
                 out,
                 run.tables_root,
@@ -122,13 +137,14 @@ def run_batch(
                 lake_format=config.lake_format,
                 lake_schema=definition.lake_schema(),
                 app_id=manifest.fingerprint,
-                on_committed=lambda: manifest.advance("committed"),
+                on_committed=run.publish,
             )
             _require_balance(ledger, out)
             ledger.write(out / "ledger.json")
+            save_counts(out, counts)
             manifest.advance("done")
             run.work.remove()
-        result = load_result(out, manifest, {} if already_done else counts)
+        result = load_result(out)
         return BatchResult(
             ledger=result.ledger,
             output=Path(config.output),
@@ -192,9 +208,9 @@ def assemble_pipeline(pipeline: beam.Pipeline, plan: Plan, task: Task) -> None:
         | "FinishSplits" >> beam.ParDo(FinishSplitFn(task)).with_output_types(MetricPart)
         | "GroupByMetric" >> beam.GroupByKey()
         | "WriteMetrics"
-        >> beam.ParDo(_WriteMetricFn(f"{task.output}/metrics", task.definition.metrics)).with_output_types(
-            str
-        )
+        >> beam.ParDo(
+            _WriteMetricFn(str(WorkFolder(task.output).metrics), task.definition.metrics)
+        ).with_output_types(str)
     )
 
 
@@ -220,10 +236,10 @@ def _process(
     began: float,
 ) -> None:
     run.work.create()
-    shutil.rmtree(run.manifest.out / "metrics", ignore_errors=True)
     task = run.task()
     for table in TABLES:
         (run.tables_root / table).mkdir(parents=True, exist_ok=True)
+        remove_temporaries(run.tables_root / table)
     with ExitStack() as stack:
         options = prepared.options
         if prepared.profile.ships_package:
@@ -237,8 +253,9 @@ def _process(
             assemble_pipeline(pipeline, run.plan, task)
             pipeline.run().wait_until_finish()
     for name, windows in task.definition.metrics.items():
-        if not (run.manifest.out / "metrics" / name).exists():
-            write_metrics(run.manifest.out / "metrics", name, finish(merge([], windows), windows))
+        if not (run.work.metrics / name).exists():
+            nothing = partial(conform({}, ENRICHED_SCHEMA, 0), windows)
+            write_metrics(run.work.metrics, name, finish(nothing, windows))
 
 
 def _require_balance(ledger: Ledger, out: Path) -> None:

@@ -1,11 +1,15 @@
 """Committing a finished run: files become rows of the tables, and the rows are counted."""
 
+import os
+import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from headrace.connectors.atomic_file import naming, sync
 from headrace.connectors.delta_commit import (
     commit_files,
     commit_parquet,
@@ -16,7 +20,9 @@ from headrace.connectors.delta_commit import (
 from headrace.connectors.ledger import Ledger
 from headrace.connectors.write_lake import WrittenFile
 from headrace.connectors.write_quarantine import PARTITION, QUARANTINE_TABLE_SCHEMA
-from headrace.pipelines.work_folder import Receipt
+from headrace.pipelines.work_folder import Receipt, WorkFolder
+from headrace.schemas.errors import UntrustedRunError
+from headrace.transforms.window_definitions import Count, Windows
 
 TABLES = ("events", "quarantine")
 
@@ -60,6 +66,42 @@ def commit_run(
         rejected=count_reasons(out / "quarantine", quarantine),
     )
     return ledger, dict(sorted(counts.items()))
+
+
+def require_counted(root: Path, metrics: Mapping[str, Windows], accepted: int) -> None:
+    """Holds the metrics that count every row against the lake, since no ledger entry covers them.
+
+    Raises:
+        UntrustedRunError: the windows have other rows than the lake.
+    """
+    for name, windows in metrics.items():
+        counts = [n for n, m in windows.measures.items() if isinstance(m, Count) and windows.where is None]
+        for column in counts:
+            table = pq.read_table(root / name / "part-0.parquet", columns=[column], partitioning=None)
+            found = sum(table.column(column).to_pylist())
+            if found != accepted:
+                raise UntrustedRunError(
+                    f"metric {name} counts {found:,} rows in {column}, the lake has {accepted:,}: the windows lost or made "
+                    "rows. Nothing was committed; run the same command again, and report it as a bug if it stays"
+                )
+
+
+def publish_metrics(work: WorkFolder, out: Path) -> None:
+    """Moves the metrics to ``OUT/metrics`` in place of what an undone run left there; does nothing once they are there.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    if not work.metrics.exists():
+        return
+    for path in sorted(work.metrics.rglob("*")):
+        sync(path)
+    final = out / "metrics"
+    with naming(final):
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(work.metrics, final)
+    sync(out)
 
 
 def expected_ledger(receipts: Sequence[Receipt]) -> Ledger:

@@ -97,7 +97,7 @@ class BatchConfig:
         default_factory=dict,
         metadata=about(
             "Maps records of your own onto the envelope's columns: target column to source path, or to a table "
-            "with `from`, `constant` and `cast`."
+            "with `from`, `cast`, `default` and `map`, or `value` for a constant (see `headrace.connectors.map_fields`)."
         ),
     )
     now: datetime | None = field(

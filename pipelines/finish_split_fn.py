@@ -13,9 +13,9 @@ from headrace.connectors.write_quarantine import QuarantineWriter
 from headrace.pipelines.definition import MASKED_STAGES
 from headrace.pipelines.read_stage_fn import Task, counted
 from headrace.pipelines.work_folder import ProgressFile, Receipt, WorkFolder, receipt_from
-from headrace.transforms.window_partials import merge, partial
 from headrace.transforms.base import Kernel
 from headrace.transforms.dedupe_records import pack, resolve, settle, unpack, unpack_records
+from headrace.transforms.window_partials import merge, partial
 
 RECEIPT, VERDICTS = b"R", b"V"
 """First byte of a message to a split: its receipt so far, or verdicts on its rows."""
@@ -50,8 +50,12 @@ class FinishSplitFn(beam.DoFn):
         receipt: Receipt = receipt_from(json.loads(so_far))
         before = counted(self._kernels)
         name = f"{task.name}-{split:06d}"
-        lake = PartitionedWriter(task.events_root, partition="event_date", name=name)
-        quarantine = QuarantineWriter(task.quarantine_root, f"{name}-finish", masked_stages=MASKED_STAGES)
+        lake = PartitionedWriter(
+            task.events_root, partition="event_date", name=name, compression=task.compression
+        )
+        quarantine = QuarantineWriter(
+            task.quarantine_root, f"{name}-finish", masked_stages=MASKED_STAGES, compression=task.compression
+        )
         progress = ProgressFile(work, split, kind="finish")
         partials: dict[str, list[pa.RecordBatch]] = {metric: [] for metric in task.definition.metrics}
         first_row = 0

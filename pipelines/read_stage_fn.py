@@ -2,16 +2,17 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.pvalue import TaggedOutput
 
 from headrace.connectors.inputs import Split
+from headrace.connectors.map_fields import FieldMapping
 from headrace.connectors.read_split import read_split
 from headrace.connectors.stage import StageWriter
 from headrace.connectors.write_quarantine import QuarantineWriter
@@ -32,7 +33,8 @@ class Task:
     """Stem of the files' names: the run's fingerprint."""
     now: datetime
     definition: Definition
-    mapping: Mapping[str, Any] | None
+    mapping: FieldMapping | None
+    compression: str
     max_record_bytes: int
     shards: int
 
@@ -64,7 +66,10 @@ class ReadStageFn(beam.DoFn):
         records: list[Records] = []
         stage = StageWriter(work.stage(split.index))
         quarantine = QuarantineWriter(
-            task.quarantine_root, f"{task.name}-{split.index:06d}-read", masked_stages=MASKED_STAGES
+            task.quarantine_root,
+            f"{task.name}-{split.index:06d}-read",
+            masked_stages=MASKED_STAGES,
+            compression=task.compression,
         )
         schema = task.definition.registry.get(task.definition.schema) if task.definition.schema else None
         blocks = read_split(

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from headrace.connectors.atomic_file import replace_file
 from headrace.connectors.ledger import Ledger
-from headrace.connectors.manifest import Manifest
 
 COUNTS_FILE = "counts.json"
 TOP = 10
@@ -28,16 +27,14 @@ class Loaded:
     warnings: list[str]
 
 
-def load_result(out: Path, manifest: Manifest, counts: Mapping[str, int]) -> Loaded:
-    """Reads the result of a finished run from its output.
+def save_counts(out: Path, counts: Mapping[str, int]) -> None:
+    """Saves what was counted beside the rows, next to the ledger."""
+    replace_file(out / COUNTS_FILE, json.dumps(dict(counts), indent=2).encode() + b"\n")
 
-    Args:
-        counts: of the run that has just finished; saved beside the ledger for later calls. Empty: read what was saved.
-    """
-    path = out / COUNTS_FILE
-    if counts or not path.exists():
-        replace_file(path, json.dumps(dict(counts), indent=2).encode() + b"\n")
-    saved = json.loads(path.read_bytes())
+
+def load_result(out: Path) -> Loaded:
+    """Reads the result of a finished run from its output."""
+    saved = json.loads((out / COUNTS_FILE).read_bytes())
     ledger = Ledger.load(out / "ledger.json")
     warnings = []
     for reason in ("truncated_input", "broken_block"):

@@ -215,9 +215,11 @@ def type_name(hint: Any) -> str:
     return words.get(hint, "any value")
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _hints(cls: Any) -> dict[str, Any]:
+    return _cached_hints(cls)
+
+
+_cached_hints = functools.cache(typing.get_type_hints)
 
 
 def _nested(hint: Any) -> type | None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from headrace.connectors.ledger import Ledger
 
 DAY_SECONDS = 86_400
+STAGES = ("decode", "validate", "time", "mask", "dedupe", "rules", "filter")
+"""Order in which stages are shown; others follow."""
 STALE = "stale"
 """Reason code of rows that are older than the reference time allows."""
 
@@ -35,7 +37,7 @@ class BatchResult:
     already_done: bool
     """True if the output was complete already and nothing had to be done."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Counts beside the rows, such as failed lookups."""
+    """Counts beside the rows, such as failed lookups, by ``stage.name``."""
     top_event_types: list[tuple[str, int]] = field(default_factory=list)
     revenue: list[tuple[str, Decimal]] = field(default_factory=list)
     """By currency."""
@@ -154,7 +156,7 @@ def print_summary(result: BatchResult, console: Console, hints: Hints) -> None:
             "Rejected, by stage and reason",
             [
                 (stage, reason, _Right(f"{n:,}"))
-                for stage, reasons in ledger.rejected.items()
+                for stage, reasons in sorted(ledger.rejected.items(), key=lambda item: _stage_rank(item[0]))
                 for reason, n in sorted(reasons.items(), key=lambda item: -item[1])
                 if n
             ],
@@ -163,7 +165,11 @@ def print_summary(result: BatchResult, console: Console, hints: Hints) -> None:
         ("Revenue", [(currency, _Right(f"{amount:,.2f}")) for currency, amount in result.revenue]),
         (
             "Counted on the way",
-            [(name.replace("_", " "), _Right(f"{n:,}")) for name, n in result.counts.items() if n],
+            [
+                (*name.replace("_", " ").split(".", 1), _Right(f"{n:,}"))
+                for name, n in result.counts.items()
+                if n
+            ],
         ),
         ("Outputs", _outputs(result.output)),
     ]
@@ -226,6 +232,10 @@ def _outputs(output: Path) -> list[tuple[str, ...]]:
     return [(str(output / name), text) for name, text in about.items() if (output / name).exists()]
 
 
+def _stage_rank(stage: str) -> int:
+    return STAGES.index(stage) if stage in STAGES else len(STAGES)
+
+
 def _stale(result: BatchResult) -> int:
     return sum(reasons.get(STALE, 0) for reasons in result.ledger.rejected.values())
 
@@ -254,7 +264,13 @@ def _line(console: Console, markup: str) -> None:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else ""
+    """Never says 100 % or 0 % of what is not all or nothing."""
+    if not whole:
+        return ""
+    text = f"{part / whole:.1%}"
+    if text == "100.0%" and part < whole:
+        return ">99.9%"
+    return "<0.1%" if text == "0.0%" and part else text
 
 
 def _iso(time: datetime) -> str:

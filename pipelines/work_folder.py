@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headrace.connectors.atomic_file import replace_file
+from headrace.connectors.atomic_file import AtomicFile, naming, replace_file
 from headrace.connectors.write_lake import WrittenFile
 from headrace.schemas.errors import UntrustedRunError
 
@@ -33,6 +33,11 @@ class WorkFolder:
 
     def __init__(self, output: str | os.PathLike[str]) -> None:
         self.root = Path(output) / "_work"
+
+    @property
+    def metrics(self) -> Path:
+        """Where the metrics wait for the commit."""
+        return self.root / "metrics"
 
     def stage(self, split: int) -> str:
         return os.fspath(self.root / "stage" / f"{split:06d}.arrow")
@@ -90,7 +95,10 @@ class ProgressFile:
         now = time.monotonic()
         if done or now - self._last >= PROGRESS_EVERY_SECONDS:
             self._last = now
-            replace_file(self._path, json.dumps(self.counts).encode())
+            file = AtomicFile(self._path)  # Whole at any time, but not worth a wait for the disk.
+            with naming(self._path):
+                file.temporary.write_bytes(json.dumps(self.counts).encode())
+            file.commit()
 
 
 def receipt_from(fields: dict[str, Any]) -> Receipt:

@@ -2,8 +2,9 @@
 
 Beam's ``--setup_file`` names a ``setup.py``; Beam builds an sdist beside it and the worker's boot program installs that with pip
 (``apache_beam/runners/portability/stager.py``). The modules are taken from where they were imported, so it works from a checkout,
-an editable install and a wheel alike. A worker pool that is started without ``--container_executable`` installs nothing: there
-headrace must be installed beforehand.
+an editable install and a wheel alike. The sdist brings what builds its wheel (:mod:`headrace.runners.wheel_backend`), as a worker
+may have no setuptools. Beam's worker pool installs nothing when it is started without ``--container_executable``: use
+:mod:`headrace.runners.worker_pool`, or install headrace there beforehand.
 """
 
 import importlib
@@ -13,6 +14,8 @@ import re
 import shutil
 from pathlib import Path
 
+from headrace.runners import wheel_backend
+from headrace.runners.wheel_backend import METADATA
 from headrace.schemas.errors import ConfigError
 
 ROOMS = ("pipelines", "runners", "connectors", "simulator", "transforms", "schemas")
@@ -35,7 +38,13 @@ setup(
 )
 '''
 
-_MANIFEST = "recursive-include src *.py *.json py.typed\n"
+_PYPROJECT = """[build-system]
+requires = []
+build-backend = "wheel_backend"
+backend-path = ["."]
+"""
+
+_MANIFEST = "include METADATA wheel_backend.py pyproject.toml\nrecursive-include src *.py *.json py.typed\n"
 
 
 def make_setup_file(work_dir: Path) -> Path:
@@ -65,17 +74,19 @@ def make_setup_file(work_dir: Path) -> Path:
         found = importlib.import_module(f"headrace.{room}").__file__
         assert found is not None
         shutil.copytree(Path(found).parent, work_dir / "src" / "headrace" / room, ignore=_IGNORED)
-    setup_file = work_dir / "setup.py"
-    setup_file.write_text(
-        _SETUP.format(
-            version=metadata["Version"],
-            python=metadata["Requires-Python"] or ">=3.11",
-            requires=_requirements(importlib.metadata.requires("headrace") or []),
-        ),
-        encoding="utf-8",
-    )
-    (work_dir / "MANIFEST.in").write_text(_MANIFEST, encoding="utf-8")
-    return setup_file.absolute()
+    version, python = metadata["Version"], metadata["Requires-Python"] or ">=3.11"
+    requires = _requirements(importlib.metadata.requires("headrace") or [])
+    core = ["Metadata-Version: 2.1", "Name: headrace", f"Version: {version}", f"Requires-Python: {python}"]
+    texts = {
+        "setup.py": _SETUP.format(version=version, python=python, requires=requires),
+        "pyproject.toml": _PYPROJECT,
+        "MANIFEST.in": _MANIFEST,
+        METADATA: "\n".join([*core, *(f"Requires-Dist: {each}" for each in requires), ""]),
+        "wheel_backend.py": Path(wheel_backend.__file__).read_text(encoding="utf-8"),
+    }
+    for name, text in texts.items():
+        (work_dir / name).write_text(text, encoding="utf-8")
+    return (work_dir / "setup.py").absolute()
 
 
 def _requirements(stated: list[str]) -> list[str]:

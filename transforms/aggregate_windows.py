@@ -26,6 +26,9 @@ from headrace.transforms.window_partials import finish, merge, partial
 STAGE = "windows"
 NO_TIME = "no_time"
 
+_NOTHING = pa.RecordBatch.from_arrays([], names=[])
+"""Of a pane without rows, as a runner may fire when a window closes; gives no result."""
+
 
 def split_timeless(batch: pa.RecordBatch) -> Outcome:
     """Rejects the rows without event_time, which belong to no window."""
@@ -57,7 +60,7 @@ class AggregateWindows(beam.PTransform):
     Input: batches with ``event_time`` (UTC, microseconds) and the named columns; masked, as they may be shuffled.
     Output: accepted, batches sorted by group, of one window each: ``window_start``, ``window_end`` (UTC, end exclusive), the ``by``
     columns (null is a group of its own), the measures: int64 for Count and Distinct, decimal128(38, 9) for Sum. Its timestamp is
-    the window's end. Rejected, ``QUARANTINE_SCHEMA``: rows with a null ``event_time``, stage ``windows``, reason ``no_time``.
+    the window's last instant. Rejected, ``QUARANTINE_SCHEMA``: rows with a null ``event_time``, stage ``windows``, reason ``no_time``.
 
     Args:
         size: length of a window; windows start at multiples of it since 1970-01-01T00:00Z.
@@ -139,8 +142,10 @@ class _PartialFn(beam.DoFn):
             yield TaggedOutput("rejected", lost)
         whole = partial(batch, self._windows)
         panes = whole.column(PANE).to_numpy()
-        starts = np.flatnonzero(np.r_[np.ones(min(1, len(panes)), bool), panes[1:] != panes[:-1]])
-        for start, end in zip(starts, np.r_[starts[1:], len(panes)].astype(int), strict=True):
+        if not whole.num_rows:
+            return
+        cuts = (np.flatnonzero(panes[1:] != panes[:-1]) + 1).tolist()
+        for start, end in zip([0, *cuts], [*cuts, len(panes)], strict=True):
             last = Timestamp(micros=int(panes[start]) + self._windows.size_us - 1)
             for shard, part in self._sharded(whole.slice(start, end - start)):
                 yield TimestampedValue((shard, part), last)
@@ -227,7 +232,7 @@ class _MergeFn(beam.CombineFn):
 
     def extract_output(self, accumulator: _Partials) -> pa.RecordBatch:
         accumulator.compact(self._windows)
-        return accumulator.parts[0]
+        return accumulator.parts[0] if accumulator.parts else _NOTHING
 
     def get_accumulator_coder(self) -> Coder:
         return PartialsCoder(self._windows)
@@ -240,4 +245,5 @@ class _FinishFn(beam.DoFn):
         self._windows = windows
 
     def process(self, keyed: tuple[int, pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        yield from finish(keyed[1], self._windows).combine_chunks().to_batches()
+        if keyed[1].num_rows:
+            yield from finish(keyed[1], self._windows).combine_chunks().to_batches()

@@ -23,14 +23,12 @@ def plain(array: pa.Array) -> pa.Array:
 
 
 def encoded(array: pa.Array) -> pa.DictionaryArray:
-    """Dictionary-encodes with int32 codes; an already encoded array is returned as it is."""
-    if pa.types.is_dictionary(array.type):
-        return (
-            array
-            if pa.types.is_int32(array.type.index_type)
-            else array.dictionary_decode().dictionary_encode()
-        )
-    return array.dictionary_encode()
+    """Dictionary-encodes with int32 codes and no null among the values; an array that is so already is returned as it is."""
+    if not pa.types.is_dictionary(array.type):
+        return array.dictionary_encode()
+    if pa.types.is_int32(array.type.index_type) and not array.dictionary.null_count:
+        return array
+    return array.dictionary_decode().dictionary_encode()
 
 
 def constant(value: object, rows: int, type_: pa.DataType) -> pa.Array:
@@ -94,10 +92,20 @@ def concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     """Concatenates batches of one schema into one; dictionaries are unified."""
     if len(batches) == 1:
         return batches[0]
-    table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
+    table = pa.Table.from_batches(batches)
+    try:
+        table = table.unify_dictionaries()
+    except pa.ArrowInvalid:  # A null among the values of a dictionary, which only foreign batches have.
+        table = pa.Table.from_batches([_without_null_values(b) for b in batches]).unify_dictionaries()
+    table = table.combine_chunks()
     if not table.num_rows:
         return batches[0].slice(0, 0)
     return table.to_batches()[0]
+
+
+def _without_null_values(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns = [encoded(c) if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def on_dictionary(array: pa.Array, function, *, type_: pa.DataType | None = None) -> pa.Array:  # type: ignore[no-untyped-def]

@@ -77,10 +77,10 @@ class FilterKernel:
         self._names = pa.array([rule.name for rule in rules], pa.string())
         cases = " ".join(f"WHEN (\n{rule.expression}\n) THEN {i}" for i, rule in enumerate(rules))
         self._query = f"SELECT CAST(CASE {cases} END AS INTEGER) AS rule FROM events"
-        guarded = ", ".join(
-            f"TRY((\n{r.expression}\n)), TRY((\n{r.expression}\n) IS NULL) IS NULL" for r in rules
-        )
-        self._guarded = f"SELECT {guarded} FROM events"
+        self._guarded = [
+            f"SELECT TRY((\n{r.expression}\n)) AS matched, TRY((\n{r.expression}\n) IS NULL) IS NULL AS failed FROM events"
+            for r in rules
+        ]
 
     def setup(self) -> None:
         """Opens a database in memory without access to anything outside."""
@@ -104,23 +104,24 @@ class FilterKernel:
         columns.setdefault("_row", pa.array(np.zeros(batch.num_rows, np.int8)))
         self._connection.register("events", pa.table(columns))
         try:
-            return _column(self._connection.execute(self._query).to_arrow_table(), 0)
+            return _column(self._connection.sql(self._query).to_arrow_table(), "rule")
         except (duckdb.DataError, duckdb.ProgrammingError):
-            return self._matched_row_by_row()
+            return self._matched_row_by_row(batch.num_rows)
         finally:
             self._connection.unregister("events")
 
-    def _matched_row_by_row(self) -> pa.Array:
+    def _matched_row_by_row(self, rows: int) -> pa.Array:
         """Like the query, where some rule fails on some row: DuckDB's TRY makes that row's result NULL."""
-        table: pa.Table = self._connection.execute(self._guarded).to_arrow_table()
-        matched = pa.nulls(table.num_rows, pa.int32())
+        matched = pa.nulls(rows, pa.int32())
         for i in reversed(range(len(self._rules))):
-            true, failed = _column(table, 2 * i), _column(table, 2 * i + 1)
-            matched = pc.if_else(pc.fill_null(true, False), pa.scalar(i, pa.int32()), matched)
-            self.counts["rule_errors"] += failed.true_count
+            table = self._connection.sql(self._guarded[i]).to_arrow_table()
+            true = pc.fill_null(_column(table, "matched"), False)
+            matched = pc.if_else(true, pa.scalar(i, pa.int32()), matched)
+            if failed := _column(table, "failed").true_count:
+                self.counts["rule_errors"] += failed
         return matched
 
 
-def _column(table: pa.Table, index: int) -> pa.Array:
-    chunks = table.column(index).chunks
+def _column(table: pa.Table, name: str) -> pa.Array:
+    chunks = table.column(name).chunks
     return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)

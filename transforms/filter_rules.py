@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import duckdb
@@ -39,6 +40,8 @@ def connect() -> duckdb.DuckDBPyConnection:
         },
     )
     connection.execute("SET TimeZone = 'UTC'")
+    # it moves a cast that occurs twice out of TRY, where its failure would end the query
+    connection.execute("SET disabled_optimizers = 'common_subexpressions'")
     connection.execute("SET lock_configuration = true")
     return connection
 
@@ -51,7 +54,7 @@ def compile_rules(rules: Mapping[str, str], schema: pa.Schema) -> list[CompiledR
     """
     connection = connect()
     connection.register("events", pa.Table.from_batches([conform({}, schema, 0)]))
-    unstable = _unstable_functions(connection)
+    unstable = _unstable_functions()
     return [_compiled(connection, name, expression, schema, unstable) for name, expression in rules.items()]
 
 
@@ -169,12 +172,17 @@ def _check_functions(name: str, tree: dict[str, Any], unstable: frozenset[str]) 
             )
 
 
-def _unstable_functions(connection: duckdb.DuckDBPyConnection) -> frozenset[str]:
+@cache
+def _unstable_functions() -> frozenset[str]:
     """Returns functions that DuckDB does not call consistent, and macros that use one or a query."""
-    rows = connection.execute(
-        "SELECT lower(function_name), stability, macro_definition FROM duckdb_functions() "
-        "WHERE function_type IN ('scalar', 'macro')"
-    ).fetchall()
+    rows = (
+        connect()
+        .execute(
+            "SELECT lower(function_name), stability, macro_definition FROM duckdb_functions() "
+            "WHERE function_type IN ('scalar', 'macro')"
+        )
+        .fetchall()
+    )
     unstable = {function for function, stability, _ in rows if stability not in (None, "CONSISTENT")}
     unstable |= {"current_timestamp", "current_time", "localtime", "localtimestamp", "select"}
     macros = [

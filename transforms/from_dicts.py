@@ -1,6 +1,9 @@
 """From one dict an element to batches of raw records: the row-wise entry."""
 
+import dataclasses
+import enum
 import json
+import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -44,8 +47,7 @@ def encode_document(value: object) -> tuple[bytes, str | None]:
     except (TypeError, ValueError, RecursionError):
         pass  # orjson refuses what json can still write, such as big integers
     try:
-        _has_nonfinite(value)
-        return json.dumps(value, default=_simple, separators=(",", ":")).encode(), None
+        return json.dumps(_plain(value), separators=(",", ":")).encode(), None
     except (TypeError, ValueError, RecursionError):
         pass  # it is no JSON value
     try:
@@ -176,35 +178,50 @@ def _known(value: object) -> object:
         return format(value, "f")
     if isinstance(value, Timestamp):
         return value.to_rfc3339()
+    opened = _opened(value)
+    if opened is value:
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+    return opened
+
+
+def _opened(value: Any) -> Any:
+    """Returns what a row, dataclass, enum or numpy value holds; anything else is returned as it is."""
+    if isinstance(value, enum.Enum):
+        return value.value
     if isinstance(value, beam.Row):
         return value.as_dict()
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return value._asdict()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _simple(value: object) -> object:
-    """Likewise for the json module: through orjson, but for arrays, whose NaN orjson would turn into null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    try:
-        return _known(value)
-    except TypeError:
-        return orjson.loads(orjson.dumps(value, option=_OPTIONS))
+    return value
 
 
-def _has_nonfinite(value: object) -> bool:
-    """Finds NaN and infinities, which orjson writes as null; looks at every key, whatever it finds.
+def _plain(value: Any) -> Any:
+    """Returns a value of dicts, lists and scalars for the json module.
 
     Raises:
-        TypeError: a key is no string; json would turn 1 into "1", which may be there already.
+        TypeError: a key is no string (json would turn 1 into "1", which may be there already), or a value has no JSON form.
     """
+    value = _opened(value)
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("a key is no string")
-        return sum(map(_has_nonfinite, value.values())) > 0
+        return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return sum(map(_has_nonfinite, value)) > 0
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind == "f" and not np.isfinite(value).all()
-    return isinstance(value, float | np.floating) and not np.isfinite(value)
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return orjson.loads(orjson.dumps(value, _known, _OPTIONS))
+
+
+def _has_nonfinite(value: Any) -> bool:
+    """Finds NaN and infinities, which orjson writes as null."""
+    value = _opened(value)
+    if isinstance(value, dict):
+        return any(_has_nonfinite(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return any(_has_nonfinite(v) for v in value)
+    return isinstance(value, float) and not math.isfinite(value)

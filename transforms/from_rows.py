@@ -16,8 +16,10 @@ class FromRows(beam.PTransform):
 
     As :class:`FromDicts <headrace.transforms.FromDicts>`, with one difference: a row has all of its fields, so one that is None is
     left out of the document, at every level. Fields are named as in the event family's JSON Schema; nested rows are objects.
+    Stateless; bounded or unbounded; any windowing. A replay gives the same rows; how they are cut into batches may differ.
 
-    Input: rows. Output: ``RAW_SCHEMA``, as FromDicts.
+    Input: rows.
+    Output: ``RAW_SCHEMA``, as FromDicts.
 
     Args:
         source: name that the rows have as ``origin``.

@@ -10,6 +10,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -63,12 +64,20 @@ class UnscannableError(ValueError):
     """A recogniser failed on this text, for example on digits that its checksum can't read."""
 
 
+@cache
+def _suffixes() -> tldextract.TLDExtract:
+    """Loads the public-suffix snapshot, once a process."""
+    suffixes = tldextract.TLDExtract(cache_dir=None, suffix_list_urls=(), fallback_to_snapshot=True)
+    suffixes("")
+    return suffixes
+
+
 class _OfflineEmailRecognizer(EmailRecognizer):
     """Presidio's recogniser with the public-suffix snapshot of the installed tldextract: it never downloads another one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._extract = tldextract.TLDExtract(cache_dir=None, suffix_list_urls=(), fallback_to_snapshot=True)
+        self._extract = _suffixes()
 
     def validate_result(self, pattern_text: str) -> bool:
         return bool(self._extract(pattern_text).fqdn)

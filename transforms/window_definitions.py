@@ -43,7 +43,7 @@ class Windows:
         where: count only rows in which this column is not null; ``None``: all rows.
 
     Raises:
-        ConfigError: a size that is not positive, no measure, or a name used twice.
+        ConfigError: a size that is not positive or not in whole milliseconds, no measure, or a name used twice.
     """
 
     size: timedelta = timedelta(minutes=1)
@@ -61,6 +61,10 @@ class Windows:
         if not isinstance(self.size, timedelta) or self.size <= timedelta(0):
             raise ConfigError(
                 f"size={self.size!r}: must be a timedelta above zero, e.g. timedelta(minutes=1)"
+            )
+        if self.size % timedelta(milliseconds=1):
+            raise ConfigError(
+                f"size={self.size!r}: must be whole milliseconds; Beam's windows know nothing finer"
             )
         if isinstance(self.by, str):
             raise ConfigError(f"by={self.by!r}: must be a tuple of column names, e.g. ({self.by!r},)")

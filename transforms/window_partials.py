@@ -200,7 +200,7 @@ def _distinct_values(values: pa.Array, groups: _Groups) -> pa.Array:
     pairs = np.sort((groups.group * last + numbers)[valid])
     pairs = pairs[np.r_[np.ones(min(1, len(pairs)), bool), pairs[1:] != pairs[:-1]]]
     texts = codes.dictionary.cast(pa.string()).cast(pa.binary()).to_pylist()
-    digests = np.frombuffer(b"".join([xxh3_128_digest(t) for t in texts]), np.uint64).reshape(-1, 2)
+    digests = np.frombuffer(b"".join([xxh3_128_digest(t or b"") for t in texts]), np.uint64).reshape(-1, 2)
     return _lists(pairs // last, digests[pairs % last], groups.size)
 
 

@@ -10,7 +10,7 @@ from fates import NOW, mixed
 from benchmarks import run
 from benchmarks.measure import RunFailedError, Usage, measure
 from benchmarks.outcome import rejection_class
-from benchmarks.report import Run, differences, disagreements, lines, marks, table
+from benchmarks.report import Run, crowded, differences, disagreements, lines, marks, table
 
 GOOD = {"accepted": 900, "rejected": {"stale": 100}, "revenue": {"EUR": "1.5"}}
 
@@ -45,6 +45,13 @@ def test_marks_are_met_or_missed() -> None:
         [],
     )
     assert [mark.split()[0] for mark in marks(rows)] == ["met", "MISSED", "MISSED"]
+
+
+def test_a_busy_machine_is_told() -> None:
+    waited = Run("beam-json", 1000, Usage(10, 30, 1), GOOD)
+    assert crowded(lines([ran("ours", 1), waited], [])) == [
+        "1,000 events, beam-json: 30.0 s for 10.0 s of CPU; run again on an idle machine"
+    ]
 
 
 def test_exact_subjects_must_agree_and_others_are_remarked_on() -> None:

@@ -59,7 +59,7 @@ def write_output(out: Path) -> None:
     quarantine.write(
         rejected(bad.slice(0, 1), "validate", "invalid", failures=[failures], documents=pa.array([b"sealed"]))
     )
-    quarantine.write(rejected(bad.slice(1), "reject_stale", "stale", message="older than the limit"))
+    quarantine.write(rejected(bad.slice(1), "time", "stale", message="older than the limit"))
     for table, writer, schema, by in (
         ("events", lake, ENRICHED_SCHEMA, "event_date"),
         (
@@ -71,18 +71,18 @@ def write_output(out: Path) -> None:
     ):
         ensure_table(out / table, schema, [by])
         commit_files(out / table, schema, writer.close(), app_id="test", version=0, partition_by=[by])
-    Ledger(4, 2, {"validate": {"invalid": 1}, "reject_stale": {"stale": 1}}).write(out / "ledger.json")
+    Ledger(4, 2, {"time": {"stale": 1}, "validate": {"invalid": 1}}).write(out / "ledger.json")
 
 
 def result(output: Path, **changes: object) -> BatchResult:
     values: dict[str, object] = {
-        "ledger": Ledger(4, 2, {"validate": {"invalid": 1}, "reject_stale": {"stale": 1}}),
+        "ledger": Ledger(4, 2, {"time": {"stale": 1}, "validate": {"invalid": 1}}),
         "output": output,
         "now": NOW,
         "now_given": False,
         "elapsed_seconds": 2.0,
         "already_done": False,
-        "counts": {"country_lookup_failed": 3, "profile_missing": 0},
+        "counts": {"enrich_country.country_unknown": 3, "enrich.profile_missing": 0},
         "top_event_types": [("purchase", 1), ("[click]", 1)],
         "revenue": [("EUR", Decimal("1234.560000000"))],
         "warnings": [],

@@ -144,7 +144,7 @@ def test_json_is_one_object_on_standard_output(fake: FakeBatch) -> None:
     code, text, error = run(*GIVEN, "--json")
     assert (code, error) == (0, "")
     assert len(text.splitlines()) == 1
-    assert json.loads(text)["rejected"] == {"validate": {"invalid": 1}, "reject_stale": {"stale": 1}}
+    assert json.loads(text)["rejected"] == {"validate": {"invalid": 1}, "time": {"stale": 1}}
     assert fake.reports
 
 
@@ -157,7 +157,7 @@ def test_quiet_says_nothing(fake: FakeBatch) -> None:
 
 @pytest.mark.parametrize("flags", [[], ["--json"], ["--quiet"]])
 def test_a_ledger_that_does_not_balance_ends_with_3(flags: list[str], fake: FakeBatch) -> None:
-    fake.changes = {"ledger": Ledger(5, 2, {"validate": {"invalid": 1}, "reject_stale": {"stale": 1}})}
+    fake.changes = {"ledger": Ledger(5, 2, {"validate": {"invalid": 1}, "time": {"stale": 1}})}
     code, text, error = run(*GIVEN, *flags)
     assert code == 3
     assert error.startswith("error: rows in 5 ≠ accepted 2 + rejected 2: 1 row is missing")

@@ -23,7 +23,7 @@ from headrace.pipelines.summary import (
 from tests.pipelines.small_output import NOW, result, write_output
 
 STALE_TIMES = (datetime(2024, 5, 1, tzinfo=UTC), datetime(2024, 5, 10, 8, 30, 0, 500_000, UTC))
-MOSTLY_STALE = Ledger(1000, 400, {"reject_stale": {"stale": 600}})
+MOSTLY_STALE = Ledger(1000, 400, {"time": {"stale": 600}})
 
 
 def printed(summary: BatchResult, hints: Hints | None = None) -> str:
@@ -45,14 +45,25 @@ def test_it_says_what_came_in_and_where_it_went() -> None:
         "rejected 2 50.0%",
         "ledger balanced: 4 = 2 + 2",
         "validate invalid 1",
-        "reject_stale stale 1",
+        "time stale 1",
         "purchase 1",
         "[click] 1",
         "EUR 1,234.56",
-        "country lookup failed 3",
+        "enrich country country unknown 3",
     ):
         assert expected in text
     assert not [line for line in text if "profile missing" in line]
+    assert text.index("validate invalid 1") < text.index("time stale 1")
+
+
+def test_a_share_is_never_rounded_to_all_or_nothing() -> None:
+    text = lines(
+        printed(result(Path("out"), ledger=Ledger(10_000, 9_999, {"decode": {"malformed_line": 1}})))
+    )
+    assert "accepted 9,999 >99.9%" in text and "rejected 1 <0.1%" in text
+    text = lines(printed(result(Path("out"), ledger=Ledger(3, 3))))
+    assert "accepted 3 100.0%" in text and "rejected 0 0.0%" in text
+    assert "rows in 0" in lines(printed(result(Path("out"), ledger=Ledger(0, 0))))
 
 
 def test_into_a_file_nothing_is_wrapped_or_coloured() -> None:
@@ -100,7 +111,7 @@ def test_json_has_every_figure_as_plain_values() -> None:
     assert found == {
         "rows_in": 4,
         "accepted": 2,
-        "rejected": {"validate": {"invalid": 1}, "reject_stale": {"stale": 1}},
+        "rejected": {"validate": {"invalid": 1}, "time": {"stale": 1}},
         "balanced": True,
         "output": "out",
         "now": "2024-05-17T12:00:00Z",
@@ -108,7 +119,7 @@ def test_json_has_every_figure_as_plain_values() -> None:
         "already_done": False,
         "elapsed_seconds": 2.0,
         "rows_per_second": 2,
-        "counts": {"country_lookup_failed": 3, "profile_missing": 0},
+        "counts": {"enrich_country.country_unknown": 3, "enrich.profile_missing": 0},
         "top_event_types": [{"event_type": "purchase", "events": 1}, {"event_type": "[click]", "events": 1}],
         "revenue": [{"currency": "EUR", "amount": "1234.560000000"}],
         "warnings": ["careful"],
@@ -121,7 +132,7 @@ def test_hints_come_from_the_committed_files(tmp_path: Path) -> None:
     assert hints.stale_times is None
     assert hints.record in ("it's.jsonl:3", "it's.jsonl:4")
     assert [row.table for row in find_event(tmp_path, str(hints.record))] == ["quarantine"]
-    mostly = read_hints(result(tmp_path, ledger=Ledger(1, 0, {"reject_stale": {"stale": 1}})))
+    mostly = read_hints(result(tmp_path, ledger=Ledger(1, 0, {"time": {"stale": 1}})))
     assert mostly.stale_times == (datetime(2024, 5, 10, 8, 30, 0, 500_000, UTC),) * 2
     clean = read_hints(result(tmp_path, ledger=Ledger(2, 2)))
     assert clean.record == "it's.jsonl:1"

@@ -27,7 +27,7 @@ LATEST = "https://json-schema.org/draft/2020-12/schema"
 FAMILIES = [Registry.default().get(name) for name in Registry.default().names()]
 UUID = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
 QUICK = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
 
 NUMBERS = [0, 1, -1, 1.0, 1.5, 0.1, 0.3, 2**53, 2**53 + 1, 2**64, 2**70, -(2**70), 1e300, 5e-324, -0.0]
@@ -288,10 +288,9 @@ def test_all_failures_at_once_ordered_by_pointer() -> None:
     ]
 
 
-@QUICK
-@given(st.sampled_from(FAMILIES), st.text("0123456789abcdef", min_size=12, max_size=12))
-def test_messages_hold_no_value_of_the_document(family: Any, secret: str) -> None:
-    document = sample(family.document)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.key)
+def test_messages_hold_no_value_of_the_document(family: Any) -> None:
+    secret, document, validator = "f7c3e9a1b2d4", sample(family.document), RowValidator(family.document)
     spots = [path for path in places(document) if path]
     for path in spots:
         changed = copy.deepcopy(document)
@@ -299,9 +298,9 @@ def test_messages_hold_no_value_of_the_document(family: Any, secret: str) -> Non
         for part in path[:-1]:
             parent = parent[part]
         parent[path[-1]] = [secret]
-        for failure in RowValidator(family.document).failures(changed):
-            assert secret not in json.dumps(failure)
-        break
+        failures = validator.failures(changed)
+        assert failures or path[-1] in ("custom_data", "any", "deep")
+        assert secret not in json.dumps(failures)
 
 
 def test_many_names_are_cut() -> None:

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.window import TimestampedValue
 
 _FOUND: dict[str, list] = {}
@@ -45,11 +48,15 @@ class _CollectFn(beam.DoFn):
 
 
 def collect(
-    build: Callable[[beam.Pipeline], dict[str, beam.PCollection]], **options
+    build: Callable[[beam.Pipeline], dict[str, beam.PCollection]], *, stream: bool = False
 ) -> dict[str, list[Element]]:
-    """Runs the pipeline that ``build`` makes; returns the elements of the PCollections that it returns, by name."""
+    """Runs the pipeline that ``build`` makes; returns the elements of the PCollections that it returns, by name.
+
+    Streams run on the bundle-based runner, the one in this process that knows TestStream.
+    """
     _FOUND.clear()
-    with beam.Pipeline(runner="FnApiRunner", **options) as pipeline:
+    runner = BundleBasedDirectRunner() if stream else FnApiRunner()
+    with beam.Pipeline(runner=runner, options=PipelineOptions(streaming=stream)) as pipeline:
         for name, values in build(pipeline).items():
             _FOUND[name] = []
             values | f"Collect {name}" >> beam.ParDo(_CollectFn(name))

@@ -13,7 +13,12 @@ NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
 ID = "3f2b8c1e-9d4a-4e6b-8a7c-{:012x}"
 VALID = {
     "envelope": {
-        "metadata": {"event_id": ID, "timestamp": "2026-01-05T10:00:00.250Z", "version": "1.0.0", "source": "web"},
+        "metadata": {
+            "event_id": ID,
+            "timestamp": "2026-01-05T10:00:00.250Z",
+            "version": "1.0.0",
+            "source": "web",
+        },
         "user": {"id": "u1", "session_id": "s1", "attributes": {"plan": "pro", "email": "bob@example.com"}},
         "context": {
             "device_type": "mobile",
@@ -24,7 +29,12 @@ VALID = {
         },
         "payload": {
             "event_type": "purchase",
-            "properties": {"page_url": "https://shop.example.com/p/1", "price": 19.9, "currency": "EUR", "quantity": 2},
+            "properties": {
+                "page_url": "https://shop.example.com/p/1",
+                "price": 19.9,
+                "currency": "EUR",
+                "quantity": 2,
+            },
             "custom_data": {"b": [1, 2.50], "a": None},
         },
     },
@@ -56,7 +66,13 @@ VALID = {
         "user_id": "u4",
         "event_type": "purchase",
         "timestamp": "2026-01-05T10:00:03Z",
-        "properties": {"product_id": "p1", "category": "c", "price": "12.50", "quantity": 1, "currency": "USD"},
+        "properties": {
+            "product_id": "p1",
+            "category": "c",
+            "price": "12.50",
+            "quantity": 1,
+            "currency": "USD",
+        },
         "transaction": {"order_id": "o1", "total_amount": 12.5, "payment_method": "card"},
     },
     "interaction": {
@@ -115,7 +131,11 @@ _ODD = st.one_of(
     ),
     st.text(max_size=4),
     st.lists(st.integers(), max_size=2),
-    st.dictionaries(st.sampled_from(["a", "page_url", "x/y", "order_id"]), st.integers() | st.floats(allow_nan=False), max_size=2),
+    st.dictionaries(
+        st.sampled_from(["a", "page_url", "x/y", "order_id"]),
+        st.integers() | st.floats(allow_nan=False),
+        max_size=2,
+    ),
 )
 
 

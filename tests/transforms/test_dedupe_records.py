@@ -8,7 +8,7 @@ from decimal import Decimal
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
@@ -86,6 +86,7 @@ def verdicts_of(array: np.ndarray) -> dict[tuple[int, int], int]:
     return dict(zip(keys, verdicts["verdict"].tolist(), strict=True))
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.integers(0, 3), st.booleans()),
@@ -232,6 +233,7 @@ ROWS = st.lists(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(ROWS, ROWS)
 def test_the_payload_hash_depends_on_the_row_alone(before, rows):
     """Not on its neighbours, the offset, the encoding, or on columns that are missing."""

@@ -7,7 +7,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 from apache_beam.transforms.window import FixedWindows, SlidingWindows
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.schemas.columns import EVENT_SCHEMA, QUARANTINE_SCHEMA
@@ -54,6 +54,7 @@ CELL = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(CELL, max_size=25), st.randoms(use_true_random=False), st.integers(1, 7))
 def test_the_winner_is_the_first_in_order_whatever_the_arrival(cells, shuffle, size):
     rows = [c | {"origin_position": i, "id_generated": c["event_id"] == BASE} for i, c in enumerate(cells)]

@@ -41,11 +41,19 @@ def oracle(document):
     if name is None:
         return None
     schema = REGISTRY.get(name)
-    version = document["metadata"].get("version") if name == "envelope" and isinstance(document["metadata"], dict) else None
+    version = (
+        document["metadata"].get("version")
+        if name == "envelope" and isinstance(document["metadata"], dict)
+        else None
+    )
     if isinstance(version, str):
         resolved = REGISTRY.resolve(name, version)
         parts = version.split(".")
-        if resolved is None and len(parts) == 3 and all(p.isascii() and p.isdigit() and len(p) <= 9 for p in parts):
+        if (
+            resolved is None
+            and len(parts) == 3
+            and all(p.isascii() and p.isdigit() and len(p) <= 9 for p in parts)
+        ):
             return None
         schema = resolved or schema
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
@@ -66,7 +74,9 @@ def test_verdicts_are_those_of_jsonschema(kernels, events):
     decoded, judged = run(kernels, lines)
     accepted = set(judged.accepted.column("origin_position").to_pylist())
     reasons = {
-        r["origin_position"]: r["reason"] for out in (decoded, judged) for r in out.rejected.select(["origin_position", "reason"]).to_pylist()
+        r["origin_position"]: r["reason"]
+        for out in (decoded, judged)
+        for r in out.rejected.select(["origin_position", "reason"]).to_pylist()
     }
     assert len(accepted) + len(reasons) == len(lines)
     for position, line in enumerate(lines, 1):
@@ -87,10 +97,14 @@ def test_fast_and_slow_path_give_the_same_columns(kernels, events):
     batch = raw_batch([orjson_or_json(event) for event in events])
     decoded = decode(batch)
     fast = validate(decoded.accepted)
-    slow = validate(replace(decoded.accepted, {PENDING: pa.array([True] * decoded.accepted.num_rows, pa.bool_())}))
+    slow = validate(
+        replace(decoded.accepted, {PENDING: pa.array([True] * decoded.accepted.num_rows, pa.bool_())})
+    )
     assert fast.accepted.schema == slow.accepted.schema == VALID_SCHEMA
     for name in VALID_SCHEMA.names:
-        assert plain(fast.accepted.column(name)).to_pylist() == plain(slow.accepted.column(name)).to_pylist(), name
+        assert (
+            plain(fast.accepted.column(name)).to_pylist() == plain(slow.accepted.column(name)).to_pylist()
+        ), name
 
 
 @settings(max_examples=150, deadline=None)
@@ -101,7 +115,9 @@ def test_nothing_of_an_accepted_event_is_dropped(kernels, event):
     if not judged.accepted.num_rows:
         return
     row = judged.accepted.drop_columns(["_raw"]).to_pylist()[0]
-    held = set(leaves({k: json.loads(v) if k in JSON_COLUMNS and v is not None else v for k, v in row.items()}))
+    held = set(
+        leaves({k: json.loads(v) if k in JSON_COLUMNS and v is not None else v for k, v in row.items()})
+    )
     elsewhere = {event.get("timestamp"), event.get("event_id"), *event.get("metadata", {}).values()}
     for leaf in leaves(event):
         if isinstance(leaf, str) and leaf not in elsewhere:
@@ -112,9 +128,18 @@ def test_nothing_of_an_accepted_event_is_dropped(kernels, event):
 
 def test_valid_events_of_every_family_take_the_fast_path(kernels):
     decode, validate, _ = kernels
-    lines = [orjson.dumps(event).replace(ID.encode(), ID.format(i).encode()) for i, event in enumerate(VALID.values())]
+    lines = [
+        orjson.dumps(event).replace(ID.encode(), ID.format(i).encode())
+        for i, event in enumerate(VALID.values())
+    ]
     decoded = decode(raw_batch(lines))
-    left = [s for s, p in zip(plain(decoded.accepted["schema"]).to_pylist(), decoded.accepted[PENDING].to_pylist(), strict=True) if p]
+    left = [
+        s
+        for s, p in zip(
+            plain(decoded.accepted["schema"]).to_pylist(), decoded.accepted[PENDING].to_pylist(), strict=True
+        )
+        if p
+    ]
     assert left == ["behaviour:1.0.0"]  # one digit of a fraction: proven row by row
     assert validate(decoded.accepted).accepted.num_rows == len(lines)
 
@@ -126,7 +151,9 @@ def test_every_packaged_schema_compiles(name):
 
 def test_a_broken_proof_would_be_seen(kernels, monkeypatch):
     """A test of the test: the decoder believes every enum, and the comparison with jsonschema notices."""
-    monkeypatch.setattr("headrace.schemas.typed_decoder.prove_strings", lambda values, _: np.ones(len(values), bool))
+    monkeypatch.setattr(
+        "headrace.schemas.typed_decoder.prove_strings", lambda values, _: np.ones(len(values), bool)
+    )
     event = {**VALID["clickstream"], "event_type": "teleport"}
     _, judged = run(kernels, [orjson.dumps(event)])
     assert judged.accepted.num_rows == 1 and oracle(event) is False

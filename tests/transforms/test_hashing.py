@@ -6,12 +6,13 @@ from decimal import Context, Decimal
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.transforms.hashing import decimal_limbs, hash_values, int64_values, mix64
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), unique=True, max_size=50))
 def test_mix64_is_one_to_one(values):
     array = np.array(values, np.uint64)
@@ -25,6 +26,7 @@ def test_mix64_spreads_neighbours_over_all_bits():
     assert min(ones) > 1850 and max(ones) < 2250
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.one_of(st.none(), st.integers(-(10**38) + 1, 10**38 - 1)), max_size=20), st.integers(0, 2))
 def test_decimal_limbs_are_the_twos_complement(values, offset):
     array = pa.array(

@@ -5,7 +5,7 @@ import uuid
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.transforms.identity import content_ids, occurrence_ids, position_ids, uuid_bytes, uuid_text
@@ -38,6 +38,7 @@ def test_content_ids_are_pinned_for_ever():
     assert occurrence_ids(base, [1]).to_pylist() == ["4cc70e3b-f2c4-85e9-94f3-4b2a023d4317"]
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["f", "g", "", "é"]), st.binary(max_size=6)), max_size=30))
 def test_equal_ids_exactly_for_equal_origin_and_content(rows):
     ids = content_ids(
@@ -108,6 +109,7 @@ def is_uuid_text(text: str | None) -> bool:
     )
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.one_of(
