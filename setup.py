@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
+README = HERE / "README.md"
 ROOMS = ["pipelines", "runners", "connectors", "simulator", "transforms", "schemas"]
 
 
@@ -22,7 +23,7 @@ setup(
     name="headrace",
     version="0.1.0",
     description="Columnar, exact and conserving Apache Beam transforms for event data",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
@@ -55,6 +56,7 @@ setup(
         "zstandard>=0.23",
         "PyYAML>=6",
         "typer>=0.15",
+        "regex>=2024.5",
         "rich>=13.9",
     ],
     extras_require={

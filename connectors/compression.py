@@ -273,12 +273,16 @@ def decompress_small(path: str, compression: str, limit_bytes: int) -> bytes:
         InputError: larger than ``limit_bytes``, cut or corrupt.
     """
     with ByteStream(path, compression) as stream:
-        data = stream.read(limit_bytes + 1)
-        if len(data) > limit_bytes:
+        pieces: list[bytes] = []
+        size = 0
+        while size <= limit_bytes and (piece := stream.read(_OUTPUT)):
+            pieces.append(piece)
+            size += len(piece)
+        if size > limit_bytes:
             raise InputError(
                 f"{path} holds more than {limit_bytes >> 20} MiB of Parquet inside {compression}, and Parquet needs random "
                 f"access; decompress {Path(path).name} first (Parquet compresses its own pages)"
             )
         if stream.truncated:
             raise InputError(f"{path} ends in the middle of its {compression} stream; fetch it again")
-    return data
+    return b"".join(pieces)

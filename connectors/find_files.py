@@ -19,8 +19,9 @@ def find_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
 
     A pattern is a file, a directory (all files below), or a glob (``*``, ``?``, ``[]`` in one component, ``**`` over any
     number; a directory that it matches stands for the files below). Names that begin with ``.`` or ``_`` (``_delta_log``,
-    ``_SUCCESS``) are found only if the pattern has them so. A file that is named twice is read once. The origin is the path relative to the pattern's fixed
-    folder; where two files would get the same one, both get more of their path.
+    ``_SUCCESS``) are found only if the pattern has them so. A file that is named twice, or through a link, is read once.
+    The origin is the path relative to the pattern's fixed folder; where two files would get the same one, both get more
+    of their path.
 
     Raises:
         InputError: a pattern that names nothing, a folder or file that can't be read, a directory without files.

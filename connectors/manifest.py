@@ -25,7 +25,7 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True)
-class InputFile:
+class InputRecord:
     """One input file as the run saw it; unlike the plan's it has no path, which may change."""
 
     origin: str
@@ -44,7 +44,7 @@ class Manifest:
     created: datetime
     now: datetime
     """Reference time of the run, UTC: the ingest time of every row that states none. Equal in every rerun."""
-    inputs: list[InputFile]
+    inputs: list[InputRecord]
     configuration: dict[str, Any]
     status: str = "started"
     format: int = FORMAT
@@ -104,7 +104,7 @@ class Manifest:
 def open_output(
     out: str | os.PathLike[str],
     *,
-    files: Sequence[InputFile],
+    files: Sequence[InputRecord],
     configuration: Mapping[str, Any],
     now: datetime | None,
     clock: Callable[[], datetime],
@@ -175,7 +175,7 @@ def load_manifest(out: str | os.PathLike[str]) -> Manifest:
             headrace=found["headrace"],
             created=datetime.fromisoformat(found["created"]),
             now=datetime.fromisoformat(found["now"]),
-            inputs=[InputFile(**file) for file in found["inputs"]],
+            inputs=[InputRecord(**file) for file in found["inputs"]],
             configuration=found["configuration"],
             status=found["status"],
             out=Path(out),
@@ -228,7 +228,7 @@ def _require_folder(out: Path) -> None:
             )
 
 
-def _sorted(files: Sequence[InputFile]) -> list[InputFile]:
+def _sorted(files: Sequence[InputRecord]) -> list[InputRecord]:
     ordered = sorted(files, key=lambda file: file.origin)
     for one, next_ in pairwise(ordered):
         if one.origin == next_.origin:

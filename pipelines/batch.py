@@ -16,10 +16,17 @@ import pyarrow as pa
 from headrace.connectors.atomic_file import remove_temporaries
 from headrace.connectors.inputs import Plan, plan_inputs
 from headrace.connectors.ledger import Ledger
-from headrace.connectors.manifest import Manifest, open_output
+from headrace.connectors.manifest import InputRecord, Manifest, open_output
 from headrace.connectors.map_fields import compile_mapping
 from headrace.connectors.write_metrics import write_metrics
-from headrace.pipelines.commit import TABLES, commit_run, expected_ledger, publish_metrics, require_counted
+from headrace.pipelines.commit import (
+    TABLES,
+    commit_run,
+    expected_ledger,
+    publish_metrics,
+    require_counted,
+    written_files,
+)
 from headrace.pipelines.config import BatchConfig
 from headrace.pipelines.definition import Definition
 from headrace.pipelines.finish_split_fn import FinishSplitFn, ResolveShardFn
@@ -115,7 +122,11 @@ def run_batch(
         compile_mapping(config.mapping)  # Wrong ones are refused before anything is written.
     out = Path(config.output).absolute()
     manifest = open_output(
-        out, files=plan.files, configuration=_identity(config, definition), now=config.now, clock=clock
+        out,
+        files=[InputRecord(f.origin, f.size_bytes, f.checksum, f.format, f.compression) for f in plan.files],
+        configuration=_identity(config, definition),
+        now=config.now,
+        clock=clock,
     )
     with manifest:
         run = _Run(config, plan, definition, manifest, WorkFolder(out))
@@ -123,13 +134,10 @@ def run_batch(
         if already_done:
             run.work.remove()
         else:
-            if manifest.status == "started":
+            if not run.work.complete:
                 _process(run, prepared, beam_args, on_progress, began)
+                _require_sound(run)
             receipts = run.work.receipts(len(plan.splits))
-            if manifest.status == "started":
-                expected = expected_ledger(receipts)
-                _require_balance(expected, out)
-                require_counted(run.work.metrics, definition.metrics, expected.accepted)
             ledger, counts = commit_run(
                 out,
                 run.tables_root,
@@ -256,6 +264,19 @@ def _process(
         if not (run.work.metrics / name).exists():
             nothing = partial(conform({}, ENRICHED_SCHEMA, 0), windows)
             write_metrics(run.work.metrics, name, finish(nothing, windows))
+
+
+def _require_sound(run: _Run) -> None:
+    """Checks what the workers left, before any of it is published.
+
+    Raises:
+        UntrustedRunError: rows are missing or too many.
+    """
+    receipts = run.work.receipts(len(run.plan.splits))
+    expected = expected_ledger(receipts)
+    _require_balance(expected, run.manifest.out)
+    require_counted(run.work.metrics, run.definition.metrics, expected.accepted)
+    run.work.mark_complete(written_files(run.tables_root, receipts))
 
 
 def _require_balance(ledger: Ledger, out: Path) -> None:

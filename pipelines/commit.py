@@ -94,8 +94,6 @@ def publish_metrics(work: WorkFolder, out: Path) -> None:
     """
     if not work.metrics.exists():
         return
-    for path in sorted(work.metrics.rglob("*")):
-        sync(path)
     final = out / "metrics"
     with naming(final):
         if final.exists():
@@ -116,6 +114,15 @@ def expected_ledger(receipts: Sequence[Receipt]) -> Ledger:
         accepted=sum(file.rows for file in events),
         rejected={stage: dict(reasons) for stage, reasons in rejected.items()},
     )
+
+
+def written_files(tables_root: Path, receipts: Sequence[Receipt]) -> list[Path]:
+    """Returns where the workers wrote the files that the receipts name."""
+    return [
+        tables_root / name / file.path
+        for name, files in zip(TABLES, _files(receipts), strict=True)
+        for file in files
+    ]
 
 
 def _files(receipts: Sequence[Receipt]) -> tuple[list[WrittenFile], list[WrittenFile]]:

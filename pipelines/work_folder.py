@@ -5,15 +5,17 @@ import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headrace.connectors.atomic_file import AtomicFile, naming, replace_file
+from headrace.connectors.atomic_file import AtomicFile, naming, replace_file, sync
 from headrace.connectors.write_lake import WrittenFile
 from headrace.schemas.errors import UntrustedRunError
 
 PROGRESS_EVERY_SECONDS = 0.5
+COMPLETE = "complete"
 
 
 @dataclass
@@ -47,6 +49,21 @@ class WorkFolder:
         self.remove()
         for name in ("stage", "receipts", "progress"):
             (self.root / name).mkdir(parents=True)
+
+    @property
+    def complete(self) -> bool:
+        """True once everything that the commit needs is on disk, checked: a rerun commits it and processes nothing again."""
+        return (self.root / COMPLETE).exists()
+
+    def mark_complete(self, files: Iterable[Path]) -> None:
+        """Waits until the files and the metrics are on disk, then says so; a table may name them from now on.
+
+        Raises:
+            OutputError: the disk reports a failure.
+        """
+        for path in [*files, *sorted(self.metrics.rglob("*"))]:
+            sync(path)
+        replace_file(self.root / COMPLETE, b"")
 
     def remove(self) -> None:
         if self.root.exists():

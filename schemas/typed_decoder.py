@@ -5,26 +5,22 @@ it parses; vectorised checks prove enum, pattern, format and bounds on the colum
 compiles to nothing: all of its documents go to the row validator.
 """
 
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.schemas.columnar_checks import pattern_is_plain, prove_decimals, prove_strings, prove_uuids
-from headrace.schemas.columns import DECODED_SCHEMA, JSON_COLUMNS, TIME
+from headrace.schemas.columnar_checks import prove_decimals, prove_strings, prove_uuids
+from headrace.schemas.columns import DECODED_SCHEMA, TIME
 from headrace.schemas.json_text import MAX_DEPTH, canonical
 from headrace.schemas.registry import Field, Schema
 from headrace.schemas.rfc3339 import parse_column
 
-_NOTES = {"title", "description", "$schema", "$id", "$comment", "examples", "default"}
-_LEAF = {"type", "enum", "const", "pattern", "minLength", "maxLength", "minimum", "maximum", "format"}
-_OBJECT = {"type", "properties", "required", "additionalProperties", "allOf"}
 _HUGE_EXPONENT = re.compile(rb"[0-9][eE][+-]?[0-9]{3}")
 _SLICE = 512
 """Documents decoded before their columns are built: what stays in the processor's cache."""
@@ -41,30 +37,49 @@ class Decoded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Leaf:
+class Leaf:
+    """A named value of the schema and the way in which it is read and proven."""
+
     field: Field
     kind: str
     """string, uuid, time, integer, money or json."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An object of the schema as a struct type."""
+
+    struct: Any
+    leaves: dict[int, int]
+    """Position of a member in the struct → number of its leaf."""
+    places: dict[int, "Place"]
+    """Position of a member in the struct → the object that it is."""
+
+    def unzip(self, structs: Sequence[Any], values: list[Any]) -> list[tuple[Any, ...]]:
+        """Puts the values of every leaf into ``values``, by its number; returns the members' own columns."""
+        columns = list(zip(*map(msgspec.structs.astuple, structs), strict=True))
+        for position, number in self.leaves.items():
+            values[number] = columns[position]
+        for position, place in self.places.items():
+            place.unzip(columns[position], values)
+        return columns
 
 
 class TypedDecoder:
     """Decodes documents of one schema. Not picklable and not shared between threads: build one per process.
 
     Args:
-        schema: a family's schema; see :func:`compile_decoder`.
+        schema: a family's schema; see ``headrace.schemas.compile_decoder``.
     """
 
     def __init__(
-        self, schema: Schema, leaves: Sequence[_Leaf], struct: type, conditions: Sequence["_Condition"]
-    ):
+        self, schema: Schema, leaves: Sequence[Leaf], place: Place, conditions: Sequence["Condition"]
+    ) -> None:
         self.schema = schema
         self._leaves = leaves
+        self._place = place
         self._conditions = conditions
-        self._decode = msgspec.json.Decoder(struct).decode
-        paths = [leaf.field.path for leaf in leaves] + [c.path for c in conditions]
-        self._paths = paths
-        getter = operator.attrgetter(*(".".join(map(_attribute, path)) for path in paths))
-        self._values: Callable[[Any], tuple[Any, ...]] = getter if len(paths) > 1 else lambda e: (getter(e),)
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(place.struct).decode
         self._canonical: dict[bytes, str | None] = {}
 
     def __call__(self, documents: Sequence[bytes]) -> Decoded:
@@ -88,7 +103,7 @@ class TypedDecoder:
                     failed.append(row)
                     row += 1
             if events:
-                parts.append(self._arrays(list(zip(*map(self._values, events), strict=True))))
+                parts.append(self._arrays(events))
         if not parts:
             return Decoded({}, np.zeros(0, np.int64), np.zeros(0, bool))
         arrays = [_joined(chunks) for chunks in zip(*parts, strict=True)]
@@ -113,25 +128,29 @@ class TypedDecoder:
             columns[column] = _objects(values)
         return Decoded(columns, rows, proven)
 
-    def _arrays(self, values: list[tuple[Any, ...]]) -> list[Any]:
-        """One slice's Python values to arrays, so that they can be freed while still in the cache."""
+    def _arrays(self, events: Sequence[Any]) -> list[Any]:
+        """One slice's structs to arrays, so that they can be freed while still in the cache."""
+        values: list[Any] = [None] * len(self._leaves)
+        top = self._place.unzip(events, values)
         arrays: list[Any] = []
-        for leaf, column in zip(self._leaves, values, strict=False):
+        for leaf, column in zip(self._leaves, values, strict=True):
             if leaf.kind == "integer":
                 arrays.append(pa.array(column, pa.int64()))
             elif leaf.kind == "money":
-                nullable = "null" in _types(leaf.field.schema)
+                nullable = "null" in types_of(leaf.field.schema)
                 tokens = [None if v is None else bytes(v) for v in column]
                 arrays.append([None if t == b"null" else t for t in tokens] if nullable else tokens)
             elif leaf.kind == "json":
                 arrays.append(self._json(column, leaf.field))
             else:
                 arrays.append(pa.array(column, pa.string()))
-        for condition, column in zip(self._conditions, values[len(self._leaves) :], strict=True):
-            arrays.append(np.fromiter((v is not condition.absent for v in column), bool, len(column)))
+        for condition in self._conditions:
+            arrays.append(
+                np.fromiter((v is not condition.absent for v in top[condition.member]), bool, len(events))
+            )
         return arrays
 
-    def _check(self, leaf: _Leaf, array: Any) -> tuple[pa.Array, np.ndarray | None]:
+    def _check(self, leaf: Leaf, array: Any) -> tuple[pa.Array, np.ndarray | None]:
         rules = leaf.field.schema
         if leaf.kind == "money":
             good, value = prove_decimals(array, rules)
@@ -149,7 +168,7 @@ class TypedDecoder:
             ), good
         if leaf.kind == "uuid":
             return array, prove_uuids(array)
-        coded = pa.types.is_dictionary(_type_of(leaf.field.column))
+        coded = pa.types.is_dictionary(column_type(leaf.field.column))
         if coded:
             array = array.dictionary_encode()
         if not rules.keys() & {"enum", "const", "pattern", "minLength", "maxLength"}:
@@ -163,8 +182,9 @@ class TypedDecoder:
         return array, good[codes] | array.is_null().to_numpy(zero_copy_only=False)
 
     def _json(self, column: tuple[Any, ...], field: Field) -> "_JsonColumn":
-        memo, texts, good = self._canonical, [], np.ones(len(column), bool)
-        types = _types(field.schema)
+        memo, good = self._canonical, np.ones(len(column), bool)
+        texts: list[str | None] = []
+        types = types_of(field.schema)
         for row, raw in enumerate(column):
             if raw is None:
                 texts.append(None)
@@ -188,12 +208,13 @@ class _JsonColumn(NamedTuple):
     proven: np.ndarray
 
 
-class _Condition(NamedTuple):
+class Condition(NamedTuple):
     """``if column == constant then required``: a member that must be there when another one has a value."""
 
     column: str
     constant: str
-    path: tuple[str, ...]
+    member: int
+    """Position of the member in the document's struct."""
     absent: Any
     """What the decoder puts in place of the absent member; None if null and absent are not told apart."""
 
@@ -203,155 +224,14 @@ class _Condition(NamedTuple):
         return present | ~wanted.to_numpy(zero_copy_only=False)
 
 
-def compile_decoder(schema: Schema) -> TypedDecoder | None:
-    """Returns the decoder of a schema, or None if it holds a keyword that can't be proven in columns."""
-    document = schema.document
-    fields = {field.path: field for field in schema.fields}
-    leaves: list[_Leaf] = []
-    try:
-        struct, _ = _struct(document, (), fields, leaves)
-        conditions = [c for rule in document.get("allOf", ()) for c in _conditions(rule, document, struct)]
-    except _NotCompilableError:
-        return None
-    return TypedDecoder(schema, leaves, struct, conditions)
-
-
-class _NotCompilableError(Exception):
-    pass
-
-
-def _struct(
-    node: Mapping[str, Any],
-    path: tuple[str, ...],
-    fields: Mapping[tuple[str, ...], Field],
-    leaves: list[_Leaf],
-) -> tuple[type, Any]:
-    """Returns the struct type of an object schema, and its stand-in where the object is absent."""
-    _only(node, _OBJECT if not path else _OBJECT - {"allOf"})
-    if node.get("type") != "object" or not isinstance(node.get("additionalProperties", True), bool):
-        raise _NotCompilableError
-    required = node.get("required", ())
-    if set(required) - set(node["properties"]):
-        raise _NotCompilableError
-    members: list[Any] = []
-    absent: dict[str, Any] = {}
-    for name, child in node["properties"].items():
-        attribute = _attribute(name)
-        if "properties" in child:
-            type_, default = _struct(child, (*path, name), fields, leaves)
-        else:
-            leaf = _leaf(child, fields.get((*path, name)))
-            leaves.append(leaf)
-            nullable = leaf.kind == "json" or "null" in _types(child)
-            base: Any = {"integer": _integer(leaf), "money": msgspec.Raw, "json": msgspec.Raw}.get(
-                leaf.kind, str
-            )
-            # A null that the schema forbids must not look like an absent field: str and int refuse it, Raw keeps it.
-            type_ = base | None if nullable and base is not msgspec.Raw else base
-            default = None
-        absent[attribute] = default
-        members.append((attribute, type_) if name in required else (attribute, type_, default))
-    members.sort(key=lambda member: len(member) == 3)
-    struct = msgspec.defstruct(
-        "_".join(("Document", *path)),
-        members,
-        gc=False,
-        frozen=True,
-        forbid_unknown_fields=True,
-        rename={_attribute(n): n for n in node["properties"]},
-    )
-    return struct, struct(**absent)
-
-
-def _leaf(node: Mapping[str, Any], field: Field | None) -> _Leaf:
-    if field is None:
-        raise _NotCompilableError
-    _only(node, _LEAF)
-    types = _types(node)
-    if field.column in JSON_COLUMNS:
-        if types not in ({"object"}, {"object", "null"}, set()) or node.keys() & (_LEAF - {"type"}):
-            raise _NotCompilableError
-        return _Leaf(field, "json")
-    if node.get("x-decimal"):
-        if not types <= {"number", "string", "null"} or "number" not in types:
-            raise _NotCompilableError
-        if node.keys() & {"enum", "const", "format", "minLength", "maxLength"}:
-            raise _NotCompilableError
-        return _Leaf(field, "money")
-    if types <= {"integer", "null"}:
-        if node.keys() & {"enum", "const"}:
-            raise _NotCompilableError
-        return _Leaf(field, "integer")
-    if not types <= {"string", "null"} or "string" not in types:
-        raise _NotCompilableError
-    if "pattern" in node and not pattern_is_plain(node["pattern"]):
-        raise _NotCompilableError
-    if not isinstance(node.get("const", ""), str) or (
-        "enum" in node and "null" in types and None not in node["enum"]
-    ):
-        raise _NotCompilableError
-    kinds = {None: "string", "uuid": "uuid", "date-time": "time"}
-    if node.get("format") not in kinds:
-        raise _NotCompilableError
-    kind = kinds[node.get("format")]
-    if kind != "string" and node.keys() & {"enum", "const", "pattern", "minLength", "maxLength"}:
-        raise _NotCompilableError
-    return _Leaf(field, kind)
-
-
-def _conditions(rule: Mapping[str, Any], document: Mapping[str, Any], struct: type) -> list[_Condition]:
-    """Compiles ``{"if": {"properties": {K: {"const": V}}, "required": [K]}, "then": {"required": [M, …]}}``."""
-    try:
-        ((key, test),) = rule["if"]["properties"].items()
-        constant, members = test["const"], rule["then"]["required"]
-        plain = set(rule) == {"if", "then"} and set(rule["if"]) == {"properties", "required"}
-        plain = (
-            plain
-            and set(rule["then"]) == {"required"}
-            and rule["if"]["required"] == [key]
-            and set(test) == {"const"}
-        )
-        column = document["properties"][key]["x-column"]
-    except (KeyError, ValueError, TypeError):
-        raise _NotCompilableError from None
-    if not plain or not isinstance(constant, str) or set(members) - set(document["properties"]):
-        raise _NotCompilableError
-    defaults = dict(
-        zip(reversed(struct.__struct_fields__), reversed(struct.__struct_defaults__), strict=False)
-    )  # type: ignore[attr-defined]
-    # Where null is allowed, null and absent may look alike to the decoder: then the row validator decides.
-    return [
-        _Condition(column, constant, (member,), defaults.get(_attribute(member), _NEVER))
-        for member in members
-    ]
-
-
-def _integer(leaf: _Leaf) -> Any:
-    """int within what the column holds; larger ones are for the row validator to name."""
-    type_ = _type_of(leaf.field.column)
-    limit = 2 ** ((type_.bit_width if pa.types.is_integer(type_) else 64) - 1)
-    return Annotated[int, msgspec.Meta(ge=-limit, le=limit - 1)]
-
-
-_NEVER = object()
-
-
-def _only(node: Mapping[str, Any], allowed: set[str]) -> None:
-    for keyword in node:
-        if keyword not in allowed and keyword not in _NOTES and not keyword.startswith("x-"):
-            raise _NotCompilableError
-
-
-def _types(node: Mapping[str, Any]) -> set[str]:
+def types_of(node: Mapping[str, Any]) -> set[str]:
+    """Returns the types that a schema allows; empty: any."""
     types = node.get("type", [])
     return {types} if isinstance(types, str) else set(types)
 
 
-def _attribute(name: str) -> str:
-    return "f_" + name.encode().hex() if not name.isidentifier() else "f_" + name
-
-
-def _type_of(column: str) -> pa.DataType:
+def column_type(column: str) -> pa.DataType:
+    """Returns the Arrow type of a column, or text for a member of a JSON column."""
     return pa.string() if "/" in column else DECODED_SCHEMA.field(column).type
 
 

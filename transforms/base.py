@@ -85,6 +85,7 @@ class StageTransform(beam.PTransform):
         """Returns a new kernel; cheap, its heavy parts are built by ``Kernel.setup``."""
         raise NotImplementedError
 
+    @beam.typehints.no_annotations
     def expand(self, batches: PCollection) -> Results:
         register_coders()
         done = batches | "RunKernel" >> beam.ParDo(_KernelFn(self.kernel)).with_output_types(

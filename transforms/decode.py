@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace.schemas.compile_decoder import compile_decoder
 from headrace.schemas.errors import ConfigError
 from headrace.schemas.failures import Failure
 from headrace.schemas.json_text import MalformedJsonError, parse
 from headrace.schemas.registry import Registry, Schema
-from headrace.schemas.typed_decoder import TypedDecoder, compile_decoder
+from headrace.schemas.typed_decoder import TypedDecoder
 from headrace.transforms.assemble import Part, assemble
 from headrace.transforms.base import Kernel, Outcome, StageTransform
 from headrace.transforms.batches import column, mask_of
@@ -108,7 +109,7 @@ class DecodeKernel:
         rows = batch.num_rows
         if not rows:
             return Outcome(assemble(batch, []), all_rejects(rejects))
-        raw = column(batch, "raw")
+        raw = pc.fill_null(column(batch, "raw"), b"")
         undecodable = invalid_utf8(raw)
         documents = raw.to_pylist()
         parts, left = self._fast(documents, undecodable)

@@ -60,7 +60,7 @@ class WeblogKernel:
         if faulty.any():
             rejects.append(fault_rows(batch.filter(pa.array(faulty)), self._key))
             batch = batch.filter(pa.array(~faulty))
-        raw = column(batch, "raw")
+        raw = pc.fill_null(column(batch, "raw"), b"")
         # Old servers write Latin-1 into request lines: a line that is not UTF-8 is still split, and judged row by row.
         foreign = invalid_utf8(raw)
         text = raw if not foreign.any() else pc.if_else(pa.array(foreign), pa.scalar(None, pa.binary()), raw)
@@ -77,7 +77,8 @@ class WeblogKernel:
         documents: list[bytes | None] = [None] * batch.num_rows
         left = np.ones(batch.num_rows, bool)
         left[at[proven]] = False
-        pending, bad = [], []
+        pending: list[int] = []
+        bad: list[int] = []
         for row in np.flatnonzero(left).tolist():
             documents[row] = raw[row].as_py()
             (pending if record_of(documents[row] or b"") else bad).append(row)

@@ -107,7 +107,7 @@ class _Judge:
         self._weblog = schema.name == "weblog"
 
     def __call__(self, document: bytes) -> dict[str, Any] | list[Failure]:
-        value = record_of(document) if self._weblog else parse(document)
+        value: Any = record_of(document) if self._weblog else parse(document)
         if not self._validator.is_valid(value):
             return self._validator.failures(value)
         try:
@@ -128,15 +128,12 @@ def _columns(rows: pa.RecordBatch, values: list[dict[str, Any]]) -> pa.RecordBat
             columns[name] = pa.array(cells, type_.value_type if pa.types.is_dictionary(type_) else type_)
     for name in _KEPT:
         columns[name] = rows.column(rows.schema.get_field_index(name))
-    weblog = pc.starts_with(plain(columns["schema"]), "weblog:") if values else pa.array([], pa.bool_())
+    weblog = pc.starts_with(plain(columns["schema"]), "weblog:")
     if pc.any(weblog).as_py():
-        made = event_types(
-            *(columns.get(n, pa.nulls(len(values), pa.string())) for n in ("http_method", "page_url")),
-            columns["http_status"],
-        )
-        columns["event_type"] = pc.if_else(
-            weblog, made, columns.get("event_type", pa.nulls(len(values), pa.string()))
-        )
+        missing = pa.nulls(len(values), pa.string())
+        method, target = columns.get("http_method", missing), columns.get("page_url", missing)
+        made = event_types(method, target, columns["http_status"])
+        columns["event_type"] = pc.if_else(weblog, made, columns.get("event_type", missing))
     if not values:
         columns["event_time"] = constant(None, 0, TIME)
     return conform(with_derived(columns, rows.num_rows), VALID_SCHEMA, rows.num_rows)

@@ -10,13 +10,13 @@ import pytest
 from headrace.connectors import manifest as module
 from headrace.connectors import output_lock
 from headrace.connectors.atomic_file import OutputError
-from headrace.connectors.manifest import InputFile, load_manifest, open_output
+from headrace.connectors.manifest import InputRecord, load_manifest, open_output
 from headrace.connectors.output_lock import OutputLock
 from headrace.schemas.errors import ConfigError
 
 START = datetime(2026, 1, 5, 12, 30, tzinfo=UTC)
-A = InputFile("a.jsonl", 10, "aa", "jsonl", "plain")
-B = InputFile("b/b.csv.gz", 20, "bb", "csv", "gzip")
+A = InputRecord("a.jsonl", 10, "aa", "jsonl", "plain")
+B = InputRecord("b/b.csv.gz", 20, "bb", "csv", "gzip")
 CONFIGURATION = {"deduplicate": {"horizon_hours": 24}, "mask": ["user_id"], "profiles": None}
 
 

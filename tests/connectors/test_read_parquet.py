@@ -38,6 +38,8 @@ def document(tmp_path: Path, columns: dict[str, pa.Array]) -> Any:
 
 def test_every_type_becomes_json(tmp_path: Path) -> None:
     moment = datetime(2024, 3, 1, 12, 0, 0, 5)
+    items = pa.list_(pa.struct([("z", pa.decimal128(5, 2))]))
+    nested = pa.struct([("x", pa.int8()), ("y", items), ("f", pa.float32())])
     zoned = pa.array([moment], pa.timestamp("us", "Europe/Berlin"))
     assert document(
         tmp_path,
@@ -60,8 +62,7 @@ def test_every_type_becomes_json(tmp_path: Path) -> None:
             "binary": pa.array([b"\xff\x00"]),
             "none": pa.array([None], pa.string()),
             "s.a": pa.array([1]),
-            "s.b": pa.array([{"x": None, "y": [{"z": Decimal("0.10")}, None], "f": 0.3}],
-                            pa.struct([("x", pa.int8()), ("y", pa.list_(pa.struct([("z", pa.decimal128(5, 2))]))), ("f", pa.float32())])),
+            "s.b": pa.array([{"x": None, "y": [{"z": Decimal("0.10")}, None], "f": 0.3}], nested),
             "map": pa.array([[("k", 1), ("l", None)]], pa.map_(pa.string(), pa.int32())),
         },
     ) == {
@@ -83,7 +84,7 @@ def test_every_type_becomes_json(tmp_path: Path) -> None:
         "binary": "/wA=",
         "s": {"a": 1, "b": {"y": [{"z": "0.10"}, None], "f": 0.3}},
         "map": {"k": 1},
-    }  # fmt: skip
+    }
 
 
 def test_splits_are_row_groups(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""What a job server's failure means, where it is the set-up of the workers."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from headrace.schemas.errors import ConfigError
+
+_MISSING = re.compile(r"ModuleNotFoundError: No module named '(\w+)[\w.]*'")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns the failure of a job whose workers lack headrace, or what it needs, into an error that says how to mend that.
+
+    Beam passes a worker's exception on as the text of a RuntimeError; any other is left as it is.
+
+    Raises:
+        ConfigError: the workers lack a module; the failure is its cause.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = _MISSING.findall(str(error))
+        if not found:
+            raise
+        raise ConfigError(missing_on_workers(found[-1])) from error
+
+
+def missing_on_workers(module: str) -> str:
+    """Returns the message for workers that can't import a module."""
+    if module != "headrace":
+        return (
+            f"the workers lack the module {module}; install it there, best with everything that headrace needs, at the launcher's "
+            "versions"
+        )
+    return (
+        "the workers lack headrace. The job ships it (--setup_file), but a worker pool of Beam that was started without "
+        "--container_executable installs nothing. Start headrace's pool there instead: copy runners/worker_pool.py and run "
+        "`python worker_pool.py --port PORT`; or install headrace where the workers run; or use --environment_type=LOOPBACK"
+    )

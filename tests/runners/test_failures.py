@@ -1,0 +1,31 @@
+import pytest
+
+from headrace.runners.failures import explained
+from headrace.schemas.errors import ConfigError
+
+TRACE = """Pipeline job-1 failed in state FAILED: Traceback (most recent call last):
+  File "x.py", line 229, in _loads
+ModuleNotFoundError: No module named '{}'
+"""
+
+
+@pytest.mark.parametrize("name", ["headrace", "headrace.transforms"])
+def test_workers_without_headrace_are_named_with_the_fix(name: str) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"workers lack headrace\. .*worker_pool\.py --port") as caught,
+        explained(),
+    ):
+        raise RuntimeError(TRACE.format(name))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_another_missing_module_is_named() -> None:
+    with pytest.raises(ConfigError, match="workers lack the module orjson; install it there"), explained():
+        raise RuntimeError(TRACE.format("orjson"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("disk full"), ValueError(TRACE.format("headrace"))])
+def test_any_other_failure_stays_as_it_is(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, explained():
+        raise error
+    assert caught.value is error
