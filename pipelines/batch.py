@@ -1,6 +1,7 @@
 """The batch pipeline: files to lake, quarantine, metrics and ledger."""
 
 import hashlib
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -287,9 +288,12 @@ def _require_balance(ledger: Ledger, out: Path) -> None:
 
 
 def _identity(config: BatchConfig, definition: Definition) -> dict[str, Any]:
-    """What decides the rows: settings, key, and the content of the reference files."""
+    """What decides the rows: settings, key, schemas, and the content of the reference files."""
     content = identity(config)
     content["key"] = definition.key.fingerprint
+    registry = definition.registry
+    schemas = [registry.get(f"{n}:{v}").document for n in registry.names() for v in registry.versions(n)]
+    content["schemas_checksum"] = hashlib.sha256(json.dumps(schemas, sort_keys=True).encode()).hexdigest()
     for name, path in (
         ("profiles", config.profiles.path if config.profiles else None),
         ("country_database", config.country_database),

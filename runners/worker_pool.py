@@ -82,7 +82,7 @@ class Environments:
         """
         digest = hashlib.sha256(repr(isolated_builds).encode())
         for name, content in sorted(files.items()):
-            if Path(name).name != name:
+            if name in ("", ".", "..") or Path(name).name != name:
                 raise BootError(f"staged file {name!r} is not a plain name")
             digest.update(repr((name, hashlib.sha256(content).digest())).encode())
         folder = self._folder / digest.hexdigest()[:16]

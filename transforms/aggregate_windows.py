@@ -60,7 +60,8 @@ class AggregateWindows(beam.PTransform):
     Input: batches with ``event_time`` (UTC, microseconds) and the named columns; masked, as they may be shuffled.
     Output: accepted, batches sorted by group, of one window each: ``window_start``, ``window_end`` (UTC, end exclusive), the ``by``
     columns (null is a group of its own), the measures: int64 for Count and Distinct, decimal128(38, 9) for Sum. Its timestamp is
-    the window's last instant. Rejected, ``QUARANTINE_SCHEMA``: rows with a null ``event_time``, stage ``windows``, reason ``no_time``.
+    the window's last instant. Rejected, ``QUARANTINE_SCHEMA``: rows with a null ``event_time``, stage ``windows``, reason
+    ``no_time``.
 
     Args:
         size: length of a window; windows start at multiples of it since 1970-01-01T00:00Z.

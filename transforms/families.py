@@ -6,8 +6,8 @@ import numpy as np
 
 from headrace.schemas.registry import DETECT_ORDER, Schema
 
-_START_BYTES = 12
-"""How much of a document's beginning tells its producer: the first key, mostly."""
+_START_BYTES, _END_BYTES = 12, 2
+"""How much of a document's ends tells its producer: the first key, mostly, and how deep the last one lies."""
 _MOST_STARTS = 256
 
 
@@ -29,12 +29,13 @@ class FamilyGuess:
         self._seen: dict[bytes, set[str]] = {}
 
     def first(self, documents: Sequence[bytes], rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns family → rows by what documents with the same first bytes were before; each row at most once."""
+        """Returns family → rows by what documents with the same first and last bytes were before; each row at most once."""
         if self._pinned:
             return {self._families[0].name: rows} if self._families and len(rows) else {}
         groups: dict[bytes, list[int]] = {}
         for row in rows.tolist():
-            groups.setdefault(documents[row][:_START_BYTES], []).append(row)
+            document = documents[row]
+            groups.setdefault(document[:_START_BYTES] + document[-_END_BYTES:], []).append(row)
         found: dict[str, list[int]] = {}
         for start, members in groups.items():
             seen = self._seen.get(start)
@@ -74,7 +75,7 @@ class FamilyGuess:
                 left = [row for row in left if row not in taken]
                 found.setdefault(name, []).extend(hits)
                 if learn and len(self._seen) < _MOST_STARTS:
-                    for start in {documents[row][:_START_BYTES] for row in hits}:
+                    for start in {documents[r][:_START_BYTES] + documents[r][-_END_BYTES:] for r in hits}:
                         self._seen.setdefault(start, set()).add(name)
 
 

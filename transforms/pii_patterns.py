@@ -10,19 +10,19 @@ import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
-from typing import NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import regex  # type: ignore[import-untyped]
-import tldextract
-from presidio_analyzer import PatternRecognizer
-from presidio_analyzer.predefined_recognizers import CreditCardRecognizer, EmailRecognizer
 
 from headrace.transforms.batches import mask_of
 from headrace.transforms.distinct import DistinctCache
+
+if TYPE_CHECKING:
+    from presidio_analyzer import PatternRecognizer
 
 EMAIL, CARD, CREDENTIALS, REDACTED = "[email]", "[card]", "[credentials]", "[redacted]"
 
@@ -64,25 +64,6 @@ class UnscannableError(ValueError):
     """A recogniser failed on this text, for example on digits that its checksum can't read."""
 
 
-@cache
-def _suffixes() -> tldextract.TLDExtract:
-    """Loads the public-suffix snapshot, once a process."""
-    suffixes = tldextract.TLDExtract(cache_dir=None, suffix_list_urls=(), fallback_to_snapshot=True)
-    suffixes("")
-    return suffixes
-
-
-class _OfflineEmailRecognizer(EmailRecognizer):
-    """Presidio's recogniser with the public-suffix snapshot of the installed tldextract: it never downloads another one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._extract = _suffixes()
-
-    def validate_result(self, pattern_text: str) -> bool:
-        return bool(self._extract(pattern_text).fqdn)
-
-
 class PatternScanner:
     """Replaces e-mail addresses by ``[email]``, cards by ``[card]`` and credentials in URLs by ``[credentials]``.
 
@@ -99,12 +80,17 @@ class PatternScanner:
         self.counts = Counter[str]() if counts is None else counts
 
     def setup(self) -> None:
-        """Builds the recognisers (loads Presidio's patterns and the public-suffix snapshot, 0.1 s)."""
-        self._email = _OfflineEmailRecognizer()
-        self._card = CreditCardRecognizer()
+        """Empties the cache."""
         self._cache: DistinctCache[str] = DistinctCache(
             lambda cells: map(self._scrub_cell, cells), _CACHED_CELLS
         )
+
+    @cached_property
+    def _recognisers(self) -> tuple["PatternRecognizer", "PatternRecognizer"]:
+        """Loaded with the first suspicious cell: Presidio brings spaCy along, which takes longer to import than all the rest."""
+        from headrace.transforms.presidio_recognizers import CreditCardRecognizer, OfflineEmailRecognizer
+
+        return OfflineEmailRecognizer(), CreditCardRecognizer()
 
     def suspicious(self, array: pa.Array) -> np.ndarray:
         """Returns, for each string, whether a recogniser could find something in it; null is false."""
@@ -141,12 +127,12 @@ class PatternScanner:
 
     def _addresses(self, text: str) -> list[Finding]:
         around = _around_addresses(text)
-        return self._found(self._email, around, EMAIL) if around else []
+        return self._found(self._recognisers[0], around, EMAIL) if around else []
 
     def _cards(self, text: str) -> list[Finding]:
-        return self._found(self._card, text, CARD) if _CARD.search(text) else []
+        return self._found(self._recognisers[1], text, CARD) if _CARD.search(text) else []
 
-    def _found(self, recogniser: PatternRecognizer, text: str, label: str) -> list[Finding]:
+    def _found(self, recogniser: "PatternRecognizer", text: str, label: str) -> list[Finding]:
         try:
             results = recogniser.analyze(text, recogniser.supported_entities)
         except (ValueError, TypeError) as error:

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace.schemas.failures import Failure
-from headrace.transforms.batches import column, plain
+from headrace.transforms.batches import column, mask_of, plain
 from headrace.transforms.keys import Key
 from headrace.transforms.rejects import rejected
 
@@ -26,7 +27,10 @@ def invalid_utf8(raw: pa.Array) -> np.ndarray:
         raw.cast(pa.string())
         return np.zeros(len(raw), bool)
     except pa.ArrowInvalid:
-        return np.array([first_invalid(document) is not None for document in raw.to_pylist()])
+        unchecked = pc.cast(raw, options=pc.CastOptions(pa.string(), allow_invalid_utf8=True))
+        invalid = mask_of(pc.invert(pc.string_is_ascii(unchecked)))
+        invalid[invalid] = [first_invalid(d) is not None for d in raw.filter(pa.array(invalid)).to_pylist()]
+        return invalid
 
 
 def first_invalid(document: bytes) -> int | None:

@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import deltalake
@@ -83,19 +83,21 @@ def assert_same_rows(out: Path, reference: Mapping[str, pa.Table]) -> None:
 
 
 @contextmanager
-def server(log: Path, ready: str, *command: str | Path, cwd: Path, **environ: str) -> Iterator[str]:
-    """Runs a server until the block ends; yields what the pattern's group matched in its log."""
+def server(
+    log: Path, ready: Callable[[str], str | None], *command: str | Path, cwd: Path, **environ: str
+) -> Iterator[str]:
+    """Runs a server until the block ends; yields the port, which ``ready`` finds in its log once it listens."""
     environment = {**clean_environ(), **environ}
     with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [str(part) for part in command], cwd=cwd, env=environment, stdout=sink, stderr=sink
-        )
+        words = [str(part) for part in command]
+        process = subprocess.Popen(words, cwd=cwd, env=environment, stdout=sink, stderr=sink)
     try:
         deadline = time.monotonic() + STARTED_SECONDS
-        while (found := re.search(ready, log.read_text(errors="replace"))) is None:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")
+        while (port := ready(text := log.read_text(errors="replace"))) is None:
+            assert process.poll() is None, text
+            assert time.monotonic() < deadline, text
             time.sleep(0.1)
-        yield found[1]
+        yield port
     finally:
         process.terminate()
         try:
@@ -105,11 +107,26 @@ def server(log: Path, ready: str, *command: str | Path, cwd: Path, **environ: st
             process.wait()
 
 
+def said(pattern: str) -> Callable[[str], str | None]:
+    """Ready when the log has a match; its group is the port."""
+    return lambda text: found[1] if (found := re.search(pattern, text)) else None
+
+
+def listens(port: str) -> Callable[[str], str | None]:
+    """Ready when the port takes a connection."""
+
+    def ready(text: str) -> str | None:
+        with socket.socket() as probe:
+            return None if probe.connect_ex(("localhost", int(port))) else port
+
+    return ready
+
+
 @contextmanager
 def job_server(tmp_path: Path) -> Iterator[str]:
     """Runs Beam's local job server; yields the options that lead to it."""
     module = "apache_beam.runners.portability.local_job_service_main"
-    ready = r"Listening for beam jobs on port (\d+)"
+    ready = said(r"Listening for beam jobs on port (\d+)")
     with server(tmp_path / "jobs.log", ready, sys.executable, "-m", module, cwd=tmp_path) as port:
         yield f"--job_endpoint=localhost:{port}"
 
@@ -119,16 +136,16 @@ def remote(jobs: str, pool_port: str) -> list[str]:
     return ["--runner=portable", "--shared-paths", jobs, *pool]
 
 
-def beam_pool(tmp_path: Path, python: Path, *options: str, **environ: str):  # type: ignore[no-untyped-def]
+def beam_pool(tmp_path: Path, python: Path, *options: str, **environ: str) -> AbstractContextManager[str]:
     """Runs the worker pool that comes with Beam, which starts the ``python`` that it finds in PATH."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+        port = str(probe.getsockname()[1])
     module = ["-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    ready = r"Started worker pool servicer at port: localhost:(\d+)"
-    log = tmp_path / "pool.log"
-    return server(log, ready, python, *module, *options, cwd=tmp_path, PATH=path, **environ)
+    return server(
+        tmp_path / "pool.log", listens(port), python, *module, *options, cwd=tmp_path, PATH=path, **environ
+    )
 
 
 def test_workers_that_lack_headrace_get_it_from_the_job(

@@ -54,16 +54,17 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> None:
         def cached(self: Definition, *arguments: str) -> list[Kernel]:
             if self.profiles is not None:
                 return list(make(self, *arguments))
+            times = (self.max_age, self.max_ahead)
+            rules = (tuple(self.rules.items()), tuple(self.filter.items()))
             made_from = (
                 name,
                 arguments,
                 self.key.fingerprint,
                 self.schema,
-                self.max_age,
-                self.max_ahead,
+                times,
                 self.country_database,
+                rules,
             )
-            made_from += (tuple(self.rules.items()), tuple(self.filter.items()))
             if made_from not in _MADE:
                 _MADE[made_from] = make(self, *arguments)
             return _MADE[made_from]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.schemas.columns import JSON_COLUMNS, PENDING, VALID_SCHEMA
-from headrace.schemas.registry import Registry
 from headrace.schemas.compile_decoder import compile_decoder
+from headrace.schemas.registry import Registry
 from headrace.transforms.batches import plain, replace
 from headrace.transforms.decode import DecodeKernel
 from headrace.transforms.keys import Key
