@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headrace.connectors.atomic_file import AtomicFile, naming
@@ -307,13 +306,23 @@ def _sound(array: pa.Array) -> pa.Array:
 
 
 def _compact(column: pa.ChunkedArray) -> pa.Array:
-    """Returns the column in one chunk, its dictionary without values that no row has."""
+    """Returns the column in one chunk, its dictionary with the values that rows have, in the order of their first row.
+
+    So equal rows give equal bytes, however their batches were put together.
+    """
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if not pa.types.is_dictionary(array.type):
         return array
-    used = np.zeros(len(array.dictionary), bool)
-    used[array.indices.drop_null().to_numpy()] = True
-    if used.all():
+    codes = array.indices.drop_null().to_numpy()
+    first = np.full(len(array.dictionary), len(codes), np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[
+        ::-1
+    ]  # Of several rows the last one written, the first, stays.
+    order = np.argsort(first, kind="stable")[: np.count_nonzero(first < len(codes))]
+    if len(order) == len(first) and (np.diff(order) == 1).all():
         return array
-    codes = pa.array(np.cumsum(used, dtype=np.int32) - 1, pa.int32()).take(array.indices)
-    return pa.DictionaryArray.from_arrays(codes, pc.filter(array.dictionary, pa.array(used)))
+    place = np.zeros(len(first), np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    return pa.DictionaryArray.from_arrays(
+        pa.array(place).take(array.indices), array.dictionary.take(pa.array(order))
+    )

@@ -159,7 +159,7 @@ def test_workers_that_lack_headrace_get_it_from_the_job(
     with (
         job_server(tmp_path) as jobs,
         server(
-            log, r"listening on localhost:(\d+)", *start, cwd=tmp_path / "worker", TMPDIR=str(scratch)
+            log, said(r"listening on localhost:(\d+)"), *start, cwd=tmp_path / "worker", TMPDIR=str(scratch)
         ) as port,
     ):
         batch(folder, "shipped", *remote(jobs, port))
