@@ -29,7 +29,7 @@ demo: $(STAMP)
 		--now "$$($(BIN)/python -c 'import json; print(json.load(open("$(DEMO)/truth.json"))["now"])')"
 
 test: $(STAMP)
-	@$(BIN)/pytest -m "not integration"
+	@$(BIN)/pytest -m "not integration" -n auto
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

@@ -63,6 +63,7 @@ setup(
         "dev": [
             "pytest>=8.3",
             "pytest-cov>=6",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.120",
             "ruff>=0.12",
             "mypy>=1.15",

@@ -38,6 +38,7 @@ from headrace.pipelines.results import load_result, save_counts
 from headrace.pipelines.settings import identity
 from headrace.pipelines.summary import BatchResult
 from headrace.pipelines.work_folder import WorkFolder
+from headrace.runners.failures import explained
 from headrace.runners.options import Prepared, prepare, with_package
 from headrace.schemas.columns import ENRICHED_SCHEMA
 from headrace.schemas.errors import UntrustedRunError
@@ -182,7 +183,7 @@ def build_definition(config: BatchConfig) -> Definition:
             prefix=p.prefix,
             tokenize=key,
         )
-    return Definition(
+    definition = Definition(
         key=key,
         schema=config.schema,
         max_age=timedelta(seconds=config.max_age_seconds),
@@ -192,6 +193,8 @@ def build_definition(config: BatchConfig) -> Definition:
         rules=config.rules,
         filter=config.filter,
     )
+    definition.filters()  # Wrong rules are refused before anything is written.
+    return definition
 
 
 def assemble_pipeline(pipeline: beam.Pipeline, plan: Plan, task: Task) -> None:
@@ -260,7 +263,8 @@ def _process(
         if run.plan.splits:
             pipeline = beam.Pipeline(options=options)
             assemble_pipeline(pipeline, run.plan, task)
-            pipeline.run().wait_until_finish()
+            with explained():
+                pipeline.run().wait_until_finish()
     for name, windows in task.definition.metrics.items():
         if not (run.work.metrics / name).exists():
             nothing = partial(conform({}, ENRICHED_SCHEMA, 0), windows)

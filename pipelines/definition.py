@@ -57,10 +57,17 @@ class Definition:
 
     def after_dedupe(self) -> list[Kernel]:
         """Returns the kernels from unique masked events to the lake's rows; each is set up."""
-        stages = [Enrich(country=False, profiles=self.profiles)]
-        stages += [FilterEvents(self.rules, stage="rules")] if self.rules else []
-        stages += [FilterEvents(self.filter, stage="filter")] if self.filter else []
+        stages = [Enrich(country=False, profiles=self.profiles), *self.filters()]
         return _set_up(stage.kernel() for stage in stages)
+
+    def filters(self) -> list[FilterEvents]:
+        """Returns the stages that hold events against rules over the lake's columns.
+
+        Raises:
+            ConfigError: a rule that can't be compiled.
+        """
+        stages = (("rules", self.rules), ("filter", self.filter))
+        return [FilterEvents(r, stage=name, schema=self.lake_schema()) for name, r in stages if r]
 
     def lake_schema(self) -> pa.Schema:
         """Returns the lake's columns: ``ENRICHED_SCHEMA`` and the profile columns."""

@@ -196,11 +196,12 @@ def next_commands(result: BatchResult, hints: Hints) -> list[str]:
     if result.ledger.accepted:
         events = str(result.output / "events")
         delta = (result.output / "events" / "_delta_log").is_dir()
-        made = (
-            f"import duckdb, deltalake; events = deltalake.DeltaTable({events!r}).to_pyarrow_dataset()"
+        table = (
+            f"deltalake.DeltaTable({events!r}).to_pyarrow_table()"
             if delta
-            else f"import duckdb, pyarrow.dataset as d; events = d.dataset({events!r}, partitioning='hive')"
+            else f"pyarrow.dataset.dataset({events!r}, partitioning='hive').to_table()"
         )
+        made = f"import duckdb, deltalake, pyarrow.dataset; events = {table}"
         query = "FROM events SELECT event_type, count(*) AS events GROUP BY ALL ORDER BY 2 DESC"
         commands.append(f"{_program('python')} -c {_quoted(f'{made}; duckdb.sql({query!r}).show()')}")
     return commands

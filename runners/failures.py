@@ -6,21 +6,29 @@ from contextlib import contextmanager
 
 from headrace.schemas.errors import ConfigError
 
+_REFUSED = re.compile(r"pip can't install \S+ on this worker: .*", re.DOTALL)
+"""What :mod:`headrace.runners.worker_pool` answers; pip's output follows."""
 _MISSING = re.compile(r"ModuleNotFoundError: No module named '(\w+)[\w.]*'")
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns the failure of a job whose workers lack headrace, or what it needs, into an error that says how to mend that.
+    """Turns the failure of a job whose workers lack headrace, or could not be given it, into an error that says how to mend that.
 
     Beam passes a worker's exception on as the text of a RuntimeError; any other is left as it is.
 
     Raises:
-        ConfigError: the workers lack a module; the failure is its cause.
+        ConfigError: the workers lack a module, or pip refused a package there; the failure is its cause.
     """
     try:
         yield
     except RuntimeError as error:
+        refused = _REFUSED.search(str(error))
+        if refused:
+            raise ConfigError(
+                "the workers were not started; mend the package, or install what it needs where the worker pool runs. "
+                + refused[0].strip()
+            ) from error
         found = _MISSING.findall(str(error))
         if not found:
             raise

@@ -144,11 +144,7 @@ class TypedDecoder:
                 arrays.append(self._json(column, leaf.field))
             else:
                 arrays.append(pa.array(column, pa.string()))
-        for condition in self._conditions:
-            arrays.append(
-                np.fromiter((v is not condition.absent for v in top[condition.member]), bool, len(events))
-            )
-        return arrays
+        return arrays + [condition.present(top[condition.member]) for condition in self._conditions]
 
     def _check(self, leaf: Leaf, array: Any) -> tuple[pa.Array, np.ndarray | None]:
         rules = leaf.field.schema
@@ -217,6 +213,10 @@ class Condition(NamedTuple):
     """Position of the member in the document's struct."""
     absent: Any
     """What the decoder puts in place of the absent member; None if null and absent are not told apart."""
+
+    def present(self, values: Sequence[Any]) -> np.ndarray:
+        """True where the member is there."""
+        return np.fromiter((value is not self.absent for value in values), bool, len(values))
 
     def holds(self, columns: Mapping[str, pa.Array], present: np.ndarray) -> np.ndarray:
         values = columns[self.column]

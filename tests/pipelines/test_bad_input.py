@@ -20,7 +20,7 @@ from headrace.pipelines import finish_split_fn
 from headrace.pipelines.exits import UNTRUSTED, WRONG_USE, verdict
 from headrace.schemas.errors import ConfigError, InputError
 from headrace.transforms.keys import Key
-from tests.pipelines.runs import event, files, ledger, lines, metric, rows, run
+from tests.pipelines.runs import event, ledger, lines, metric, rows, run
 
 GOOD = [event(i) for i in range(4)]
 FIRST, LAST = lines(GOOD[:2]), lines(GOOD[2:])
@@ -101,21 +101,52 @@ QUARANTINED: dict[str, tuple[str, bytes, int, dict[str, dict[str, int]]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", QUARANTINED)
-def test_bad_records_end_in_the_quarantine_and_the_rest_in_the_lake(
+TEXTS = [name for name, case in QUARANTINED.items() if case[0] == "events.jsonl"]
+"""They share one run: a file each, with event ids of its own."""
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Path:
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "in").mkdir()
+    for number, name in enumerate(TEXTS):
+        data = QUARANTINED[name][1].replace(b'"00000000-', f'"{number:08d}-'.encode())
+        (folder / "in" / f"{number:02d}.jsonl").write_bytes(data)
+    run(folder / "in", folder / "out", key, max_record_bytes=20_000)
+    return folder / "out"
+
+
+def by_reason(lost: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for row in lost:
+        reasons = found.setdefault(row["stage"], {})
+        reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
+    return found
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_bad_line_ends_in_the_quarantine_and_the_rest_in_the_lake(name: str, mixed: Path) -> None:
+    _, _, accepted, rejected = QUARANTINED[name]
+    origin = f"{TEXTS.index(name):02d}.jsonl"
+    lost = [row for row in rows(mixed, "quarantine") if row["origin"] == origin]
+    assert by_reason(lost) == rejected
+    assert all(row["message"] and row["document"] for row in lost)
+    assert sum(row["origin"] == origin for row in rows(mixed, "events")) == accepted
+    assert ledger(mixed)["balanced"] is True
+
+
+@pytest.mark.parametrize("name", ["empty file", *(n for n in QUARANTINED if n not in TEXTS)])
+def test_bad_files_end_in_the_quarantine_as_far_as_they_are_bad(
     name: str, tmp_path: Path, key: Path, warm: None
 ) -> None:
     file, data, accepted, rejected = QUARANTINED[name]
     (tmp_path / file).write_bytes(data)
     format_ = {"format": "weblog"} if file == "access.log" else {}
-    result = run(tmp_path / file, tmp_path / "out", key, max_record_bytes=20_000, **format_)
+    result = run(tmp_path / file, tmp_path / "out", key, **format_)
     found = ledger(tmp_path / "out")
     assert found["balanced"] is True
     assert found["rejected"] == rejected
-    if accepted >= 0:
-        assert found["accepted"] == accepted
-    else:
-        assert 300 < found["accepted"] < 400
+    assert found["accepted"] == accepted if accepted >= 0 else 300 < found["accepted"] < 400
     lost = rows(tmp_path / "out", "quarantine")
     assert len(lost) == result.ledger.total_rejected
     assert all(row["message"] for row in lost)
@@ -313,8 +344,6 @@ def test_a_disk_that_refuses_a_file_is_named_with_the_fix(tmp_path: Path, key: P
     run(source, out, key)
     assert ledger(out)["accepted"] == 900
     assert not list(out.rglob("*.tmp"))
-    run(source, tmp_path / "whole", key)
-    assert files(out) == files(tmp_path / "whole")
 
 
 def test_an_output_that_cannot_be_made_is_refused(tmp_path: Path, key: Path) -> None:

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from headrace.connectors.ledger import Ledger
 from headrace.pipelines import batch, commit
 from headrace.pipelines.batch import run_batch
 from headrace.pipelines.config import BatchConfig
@@ -118,14 +117,10 @@ def die_after(target: Any, name: str, calls: int) -> Callable[[Patch], None]:
 
 
 DEATHS: dict[str, tuple[str, Callable[[Patch], None]]] = {
-    "claimed": ("started", die_after(batch, "open_output", 1)),
     "split written": ("started", die_after(WorkFolder, "write_receipt", 2)),
-    "processed": ("started", die_after(batch, "require_counted", 1)),
     "complete": ("started", die_after(WorkFolder, "mark_complete", 1)),
     "events committed": ("started", die_after(commit, "ensure_table", 2)),
-    "tables committed": ("started", die_after(batch, "publish_metrics", 1)),
     "committed": ("committed", die_after(commit, "count_rows", 1)),
-    "ledger written": ("committed", die_after(Ledger, "write", 1)),
     "counts saved": ("committed", die_after(batch, "save_counts", 1)),
     "done": ("done", die_after(batch, "load_result", 1)),
 }
@@ -134,7 +129,7 @@ DEATHS: dict[str, tuple[str, Callable[[Patch], None]]] = {
 @pytest.fixture(scope="module")
 def undisturbed(small: Simulated, tmp_path_factory: pytest.TempPathFactory, key: Path) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    run(small.path, out, key, now=small.truth["now"], split_bytes=40_000)
+    run(small.path, out, key, now=small.truth["now"], split_bytes=60_000)
     return out
 
 
@@ -150,7 +145,7 @@ def test_a_run_that_died_is_finished_by_the_same_command(
 ) -> None:
     out = tmp_path / "out"
     status, patch = DEATHS[moment]
-    settings: dict[str, Any] = {"now": small.truth["now"], "split_bytes": 40_000}
+    settings: dict[str, Any] = {"now": small.truth["now"], "split_bytes": 60_000}
     with monkeypatch.context() as scope:
         patch(scope)
         with pytest.raises((Killed, RuntimeError), match=r"Killed|^$"):
@@ -195,6 +190,15 @@ def test_what_a_killed_writer_left_half_written_is_removed(
     assert not list(out.rglob("*.tmp"))
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Path:
+    """An output of one event."""
+    folder = tmp_path_factory.mktemp("done")
+    (folder / "events.jsonl").write_bytes(lines([event(1)]))
+    run(folder / "events.jsonl", folder / "out", key)
+    return folder
+
+
 def refused(difference: str, **changes: Any) -> Any:
     return pytest.param(changes, difference, id=difference[:20])
 
@@ -212,26 +216,23 @@ def refused(difference: str, **changes: Any) -> Any:
     ],
 )
 def test_an_output_of_something_else_is_refused_and_left_alone(
-    changes: dict[str, Any], difference: str, tmp_path: Path, key: Path, warm: None
+    changes: dict[str, Any], difference: str, done: Path, tmp_path: Path, key: Path
 ) -> None:
-    source = tmp_path / "events.jsonl"
-    source.write_bytes(lines([event(1)]))
-    run(source, tmp_path / "out", key)
-    before = everything(tmp_path / "out")
-    inputs = [source]
-    if "more" in changes:
-        inputs.append(tmp_path / changes.pop("more"))
+    before = everything(done / "out")
+    settings = dict(changes)
+    inputs = [tmp_path / "events.jsonl"]
+    inputs[0].write_bytes(settings.pop("content", lines([event(1)])))
+    if "more" in settings:
+        inputs.append(tmp_path / settings.pop("more"))
         inputs[-1].write_bytes(lines([event(3)]))
-    if "content" in changes:
-        source.write_bytes(changes.pop("content"))
-    if "key" in changes:
-        key = tmp_path / changes.pop("key")
+    if "key" in settings:
+        key = tmp_path / settings.pop("key")
         Key(key, create=True)
     with pytest.raises(ConfigError) as error:
-        run(inputs, tmp_path / "out", key, **changes)
+        run(inputs, done / "out", key, **settings)
     assert difference in str(error.value)
     assert "Name another --output" in str(error.value)
-    assert everything(tmp_path / "out") == before
+    assert everything(done / "out") == before
 
 
 def test_without_a_reference_time_the_first_start_counts_for_every_rerun(
@@ -254,7 +255,7 @@ def test_without_a_reference_time_the_first_start_counts_for_every_rerun(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"split_bytes": 9_000, "shards": 1}, {"split_bytes": 50_001, "shards": 3}, {"compression": "none"}],
+    [{"split_bytes": 25_000, "shards": 1}, {"split_bytes": 50_001, "shards": 3}, {"compression": "none"}],
     ids=str,
 )
 def test_how_the_work_is_cut_changes_no_row(
@@ -370,6 +371,20 @@ def test_profiles_are_joined_by_token_and_show_in_the_lake(tmp_path: Path, key: 
     (tmp_path / "users.csv").write_text("user_id,tier\nuser-1,gold\nuser-2,gold\n")
     with pytest.raises(ConfigError, match="profiles_checksum was"):
         run(source, tmp_path / "out", key, profiles={"path": str(tmp_path / "users.csv")})
+
+
+def test_rules_may_name_profile_columns_and_wrong_ones_are_refused_before_anything_is_written(
+    tmp_path: Path, key: Path
+) -> None:
+    (tmp_path / "users.csv").write_text("user_id,tier\nuser-1,gold\n")
+    source = tmp_path / "events.jsonl"
+    source.write_bytes(lines(event(i) for i in range(3)))
+    settings: dict[str, Any] = {"profiles": {"path": str(tmp_path / "users.csv")}}
+    with pytest.raises(ConfigError, match="did you mean 'profile_tier'"):
+        run(source, tmp_path / "out", key, filter={"gold": "profile_teir = 'gold'"}, **settings)
+    assert not (tmp_path / "out").exists()
+    run(source, tmp_path / "out", key, filter={"gold": "profile_tier = 'gold'"}, **settings)
+    assert ledger(tmp_path / "out")["rejected"] == {"filter": {"gold": 1}}
 
 
 # Privacy ---------------------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_a_simple_query_is_readable(tmp_path: Path) -> None:
 def test_plain_parquet_is_read_as_a_folder(accepted: int, tmp_path: Path) -> None:
     commands = next_commands(result(tmp_path, ledger=Ledger(accepted, accepted)), Hints())
     assert len(commands) == (1 if accepted else 0)
-    assert all("d.dataset(" in command and "DeltaTable" not in command for command in commands)
+    assert all("pyarrow.dataset.dataset(" in command and "DeltaTable" not in command for command in commands)
 
 
 def test_outputs_that_exist_are_listed(tmp_path: Path) -> None:

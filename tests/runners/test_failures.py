@@ -24,6 +24,15 @@ def test_another_missing_module_is_named() -> None:
         raise RuntimeError(TRACE.format("orjson"))
 
 
+def test_what_pip_refused_on_the_worker_is_passed_on() -> None:
+    text = "job failed: Error starting worker: pip can't install workflow.tar.gz on this worker: error: no space\nhint"
+    with (
+        pytest.raises(ConfigError, match=r"not started; .*pip can't install workflow\.tar\.gz .*\nhint$"),
+        explained(),
+    ):
+        raise RuntimeError(text)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("disk full"), ValueError(TRACE.format("headrace"))])
 def test_any_other_failure_stays_as_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, explained():

@@ -63,6 +63,7 @@ def names_from(target: Path) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.integration
 def test_what_the_sdist_builds_is_importable_on_its_own(sdist: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")

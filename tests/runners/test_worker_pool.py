@@ -160,6 +160,7 @@ def test_a_worker_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) 
         assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.integration
 def test_what_pip_refuses_is_told_to_the_runner_and_leaves_nothing(
     runner: tuple[FakeRunner, Any], tmp_path: Path
 ) -> None:
@@ -220,6 +221,7 @@ def test_a_worker_gets_what_beams_boot_program_sets_and_is_stopped(
     pool.close()
 
 
+@pytest.mark.integration
 def test_the_command_listens_on_this_machine_until_it_is_told_to_stop() -> None:
     command = [sys.executable, worker_pool.__file__, "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -133,7 +133,7 @@ _ODD = st.one_of(
     st.lists(st.integers(), max_size=2),
     st.dictionaries(
         st.sampled_from(["a", "page_url", "x/y", "order_id"]),
-        st.integers() | st.floats(allow_nan=False),
+        st.integers() | st.floats(allow_nan=False, allow_infinity=False),
         max_size=2,
     ),
 )

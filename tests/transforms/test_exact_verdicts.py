@@ -1,6 +1,7 @@
 """The one-sided rule, end to end: Decode and Validate give jsonschema's verdicts, and the fast path the slow path's columns."""
 
 import json
+import os
 from decimal import Decimal
 
 import jsonschema
@@ -21,6 +22,8 @@ from headrace.transforms.validate import ValidateKernel
 
 from .documents import ID, VALID, documents, raw_batch
 
+EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
+"""More for a long run: ``EXAMPLES=5000 pytest tests/transforms/test_exact_verdicts.py``."""
 REGISTRY = Registry.default()
 BEYOND_SCHEMA = {"decimal_out_of_range", "integer_out_of_range", "time_out_of_range"}
 """Valid documents that a column can't hold: refused with their own reason, never rounded or cut."""
@@ -67,7 +70,7 @@ def run(kernels, lines):
     return decoded, judged
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(documents(), min_size=1, max_size=12))
 def test_verdicts_are_those_of_jsonschema(kernels, events):
     lines = [orjson_or_json(event) for event in events]
@@ -90,7 +93,7 @@ def test_verdicts_are_those_of_jsonschema(kernels, events):
             assert reasons[position] != "unknown_schema"
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(documents(), min_size=1, max_size=12))
 def test_fast_and_slow_path_give_the_same_columns(kernels, events):
     decode, validate, _ = kernels
@@ -107,7 +110,7 @@ def test_fast_and_slow_path_give_the_same_columns(kernels, events):
         ), name
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(documents())
 def test_nothing_of_an_accepted_event_is_dropped(kernels, event):
     """Every leaf of the document is found again in some column."""
