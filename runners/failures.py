@@ -4,10 +4,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from headrace.schemas import errors
 from headrace.schemas.errors import ConfigError
 
 _REFUSED = re.compile(r"pip can't install \S+ on this worker: .*", re.DOTALL)
 """What :mod:`headrace.runners.worker_pool` answers; pip's output follows."""
+_OURS = re.compile(r"^headrace\.schemas\.errors\.(\w+): (.+?)(?: \[while running '[^']*'\])?$", re.MULTILINE)
+"""The last line of a worker's traceback, if the error is one of headrace's."""
 _MISSING = re.compile(r"ModuleNotFoundError: No module named '(\w+)[\w.]*'")
 
 
@@ -19,6 +22,7 @@ def explained() -> Iterator[None]:
 
     Raises:
         ConfigError: the workers lack a module, or pip refused a package there; the failure is its cause.
+        HeadraceError: what a worker in another process raised, again as the class that it was there.
     """
     try:
         yield
@@ -29,6 +33,10 @@ def explained() -> Iterator[None]:
                 "the workers were not started; mend the package, or install what it needs where the worker pool runs. "
                 + refused[0].strip()
             ) from error
+        ours = _OURS.findall(str(error))
+        if ours:
+            name, message = ours[-1]
+            raise getattr(errors, name, errors.HeadraceError)(message) from error
         found = _MISSING.findall(str(error))
         if not found:
             raise

@@ -41,6 +41,9 @@ ASSET = re.compile(
 )
 
 
+pytestmark = pytest.mark.integration
+
+
 def everything(out: Path) -> dict[str, bytes]:
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 

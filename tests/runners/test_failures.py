@@ -1,7 +1,7 @@
 import pytest
 
 from headrace.runners.failures import explained
-from headrace.schemas.errors import ConfigError
+from headrace.schemas.errors import ConfigError, InputError
 
 TRACE = """Pipeline job-1 failed in state FAILED: Traceback (most recent call last):
   File "x.py", line 229, in _loads
@@ -38,3 +38,12 @@ def test_any_other_failure_stays_as_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, explained():
         raise error
     assert caught.value is error
+
+
+def test_what_a_worker_elsewhere_raised_is_raised_again() -> None:
+    text = (
+        "bundle failed:\nTraceback (most recent call last):\n  File x\n"
+        "headrace.schemas.errors.InputError: in.jsonl is gone; fetch it again [while running 'ReadStage']\n"
+    )
+    with pytest.raises(InputError, match=r"^in\.jsonl is gone; fetch it again$"), explained():
+        raise RuntimeError(text)
