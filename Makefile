@@ -23,7 +23,8 @@ $(STAMP): setup.py pyproject.toml
 demo: $(STAMP)
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
 	@echo "simulating $(EVENTS) events with faults …"
-	@$(BIN)/headrace simulate --events $(EVENTS) --seed 7 --output $(DEMO)/events.jsonl --truth $(DEMO)/truth.json
+	@$(BIN)/headrace simulate --events $(EVENTS) --seed 7 --anomaly bot_flood@+20m --anomaly payment_outage@+40m/5m \
+		--output $(DEMO)/events.jsonl --truth $(DEMO)/truth.json
 	@$(BIN)/headrace key create $(DEMO)/key
 	@$(BIN)/headrace run batch --input $(DEMO)/events.jsonl --output $(DEMO)/out --key-file $(DEMO)/key \
 		--now "$$($(BIN)/python -c 'import json; print(json.load(open("$(DEMO)/truth.json"))["now"])')"

@@ -41,7 +41,7 @@ from headrace.pipelines.work_folder import WorkFolder
 from headrace.runners.failures import explained
 from headrace.runners.options import Prepared, prepare, with_package
 from headrace.schemas.columns import ENRICHED_SCHEMA
-from headrace.schemas.errors import UntrustedRunError
+from headrace.schemas.errors import ConfigError, UntrustedRunError
 from headrace.transforms.batches import conform
 from headrace.transforms.coders import register_coders
 from headrace.transforms.keys import Key
@@ -120,8 +120,7 @@ def run_batch(
         split_bytes=config.split_bytes,
     )
     definition = build_definition(config)
-    if config.mapping:
-        compile_mapping(config.mapping)  # Wrong ones are refused before anything is written.
+    _check_mapping(config, plan)
     out = Path(config.output).absolute()
     manifest = open_output(
         out,
@@ -289,6 +288,19 @@ def _require_balance(ledger: Ledger, out: Path) -> None:
     if not ledger.balanced:
         ledger.write(out / "ledger.json")
         raise UntrustedRunError(ledger.explain_imbalance())
+
+
+def _check_mapping(config: BatchConfig, plan: Plan) -> None:
+    """Refuses a wrong mapping before anything is written."""
+    if not config.mapping:
+        return
+    compile_mapping(config.mapping)
+    weblogs = [file.origin for file in plan.files if file.format == "weblog"]
+    if weblogs:
+        raise ConfigError(
+            f"{weblogs[0]} is a web log, and `mapping` applies to jsonl, csv, parquet and avro; read it in a run of its own, "
+            "without `mapping`"
+        )
 
 
 def _identity(config: BatchConfig, definition: Definition) -> dict[str, Any]:

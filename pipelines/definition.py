@@ -1,5 +1,6 @@
 """What a pipeline does to events: its kernels, in order, built from one configuration."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -77,7 +78,7 @@ class Definition:
         return pa.schema(fields)
 
 
-def _set_up(kernels) -> list[Kernel]:  # type: ignore[no-untyped-def]
+def _set_up(kernels: Iterable[Kernel]) -> list[Kernel]:
     ready = list(kernels)
     for kernel in ready:
         kernel.setup()
