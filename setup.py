@@ -65,6 +65,7 @@ setup(
             "pytest-cov>=6",
             "pytest-xdist>=3.6",
             "hypothesis>=6.120",
+            "Faker>=37",
             "ruff>=0.12",
             "mypy>=1.15",
             "types-PyYAML",

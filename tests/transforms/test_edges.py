@@ -154,7 +154,7 @@ CIRCULAR["self"] = CIRCULAR
         ({"a": math.nan, "b": {1: 2}}, "{'a': nan, 'b': {1: 2}}"),
         ({"a": object}, "{'a': <class 'object'>}"),
         (CIRCULAR, "{'self': {...}}"),
-        (nested(5000), "<list nested too deep to be written>"),
+        (nested(100_000), "<list nested too deep to be written>"),
     ],
 )
 def test_what_cannot_be_written_is_marked_and_kept(value, text):

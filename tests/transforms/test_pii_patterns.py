@@ -14,8 +14,7 @@ from presidio_analyzer.predefined_recognizers import CreditCardRecognizer, Email
 from headrace.transforms import pii_patterns
 from headrace.transforms.pii_patterns import CARD, EMAIL, REDACTED, PatternScanner
 
-UNREADABLE = "\U00011f53"
-"""A digit to Presidio's patterns, none to int()."""
+from .digits import UNREADABLE
 
 
 class Plain:
