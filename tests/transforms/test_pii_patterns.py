@@ -73,7 +73,7 @@ def adversarial(n: int, seed: int) -> list[str]:
     rng = random.Random(seed)
     Faker.seed(seed)
     fakers = [Faker(x) for x in ("en_US", "de_DE", "fr_FR")]
-    bases = (0x660, 0x6F0, 0x966, 0xFF10, 0x1D7CE, 0x1E950, 0x11F50)
+    bases = (0x660, 0x6F0, 0x966, 0xFF10, 0x1D7CE, 0x1E950, ord(UNREADABLE))
     separators = ["-", " ", "  ", ".", "\u00a0", "\u2010", "\u200b", "/", "_", "", "\n", "+", "--"]
     around = ["", " ", "card: ", "email=", "http://", "é", "中", "_", '"', "<", "/p?q=", "@", "1", ","]
 
