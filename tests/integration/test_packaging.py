@@ -80,6 +80,7 @@ def test_the_wheel_holds_the_rooms_and_nothing_else(source: Path, built: Path) -
     about = {name for name in names if name.startswith(f"{stem}.dist-info/")}
     assert names - about == {f"headrace/{name}" for name in packaged(source)}
     assert {name.rpartition("/")[2] for name in about} == {
+        "LICENSE",
         "METADATA",
         "RECORD",
         "WHEEL",

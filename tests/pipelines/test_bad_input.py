@@ -22,6 +22,8 @@ from headrace.schemas.errors import ConfigError, InputError
 from headrace.transforms.keys import Key
 from tests.pipelines.runs import event, ledger, lines, metric, rows, run
 
+pytestmark = pytest.mark.integration
+
 GOOD = [event(i) for i in range(4)]
 FIRST, LAST = lines(GOOD[:2]), lines(GOOD[2:])
 
