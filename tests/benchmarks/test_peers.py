@@ -12,6 +12,8 @@ from fates import CARD, EMAIL, NOW, PHONE, mixed
 from benchmarks import peer_beam, peer_duckdb
 from benchmarks.outcome import read_outcome
 
+pytestmark = pytest.mark.integration
+
 FATES = mixed()
 PEERS = {
     "beam-json": lambda source, output: peer_beam.run("json", source, output, NOW),

@@ -28,6 +28,8 @@ from headrace.transforms.validate import ValidateKernel
 from tests.pipelines.conftest import Simulated
 from tests.pipelines.runs import ledger, run
 
+pytestmark = pytest.mark.integration
+
 Patch = pytest.MonkeyPatch
 Alter = Callable[[pa.RecordBatch], pa.RecordBatch]
 
