@@ -1,5 +1,6 @@
 """What every stage has in common: a pure kernel, a private DoFn around it, and two outputs."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, Protocol
@@ -74,16 +75,16 @@ class _KernelFn(beam.DoFn):
         self._published = Counter(self._kernel.counts)
 
 
-class StageTransform(beam.PTransform):
+class StageTransform(beam.PTransform, ABC):
     """Base of the stages that are one kernel over each batch: stateless, any windowing, bounded or unbounded.
 
     A subclass checks its arguments in ``__init__`` and returns its kernel from ``kernel()``; the pipelines call the same
     kernels directly. Replay gives the same output.
     """
 
+    @abstractmethod
     def kernel(self) -> Kernel:
         """Returns a new kernel; cheap, its heavy parts are built by ``Kernel.setup``."""
-        raise NotImplementedError
 
     @beam.typehints.no_annotations
     def expand(self, batches: PCollection) -> Results:
