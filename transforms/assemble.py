@@ -12,7 +12,8 @@ from headrace.schemas.registry import Schema
 from headrace.transforms.batches import as_type, conform, constant
 from headrace.transforms.identity import content_ids
 
-_FROM_SOURCE = ("origin", "origin_position", "ingest_time")
+FROM_SOURCE = ("origin", "origin_position", "ingest_time")
+"""Columns that an event has from where it was read."""
 
 
 class Part(NamedTuple):
@@ -23,6 +24,18 @@ class Part(NamedTuple):
     columns: dict[str, pa.Array]
     schema: Schema
     pending: bool
+
+    @classmethod
+    def proven(
+        cls, rows: np.ndarray, columns: dict[str, pa.Array], good: np.ndarray, schema: Schema
+    ) -> "Part | None":
+        """Returns the rows that are proven valid; None if there are none."""
+        if not good.any():
+            return None
+        if not good.all():
+            keep = pa.array(good)
+            rows, columns = rows[good], {name: array.filter(keep) for name, array in columns.items()}
+        return cls(rows, columns, schema, pending=False)
 
 
 def assemble(batch: pa.RecordBatch, parts: Sequence[Part]) -> pa.RecordBatch:
@@ -56,7 +69,7 @@ def assemble(batch: pa.RecordBatch, parts: Sequence[Part]) -> pa.RecordBatch:
     source = batch
     if len(at) != batch.num_rows:
         source = batch.take(pa.array(np.sort(at)))
-    for name in _FROM_SOURCE:
+    for name in FROM_SOURCE:
         columns[name] = source.column(source.schema.get_field_index(name))
     columns[RAW] = source.column(source.schema.get_field_index("raw"))
     return conform(with_derived(columns, len(at)), DECODED_SCHEMA, len(at))

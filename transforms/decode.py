@@ -15,12 +15,12 @@ from headrace.schemas.registry import Registry, Schema
 from headrace.schemas.typed_decoder import TypedDecoder
 from headrace.transforms.assemble import Part, assemble
 from headrace.transforms.base import Kernel, Outcome, StageTransform
-from headrace.transforms.batches import column, mask_of
+from headrace.transforms.batches import column
 from headrace.transforms.decode_weblog import WeblogKernel
 from headrace.transforms.families import FamilyGuess
 from headrace.transforms.keys import Key
-from headrace.transforms.raw_records import fault_rows, first_invalid, invalid_utf8, origin_of
-from headrace.transforms.rejects import all_rejects, rejected
+from headrace.transforms.raw_records import first_invalid, invalid_utf8, reject_records, without_faults
+from headrace.transforms.rejects import all_rejects
 
 FORMATS = ("json", "weblog")
 
@@ -101,13 +101,8 @@ class DecodeKernel:
         )
 
     def __call__(self, batch: pa.RecordBatch) -> Outcome:
-        faulty = mask_of(pc.is_valid(column(batch, "fault")))
-        rejects = []
-        if faulty.any():
-            rejects.append(fault_rows(batch.filter(pa.array(faulty)), self._key))
-            batch = batch.filter(pa.array(~faulty))
-        rows = batch.num_rows
-        if not rows:
+        batch, rejects = without_faults(batch, self._key)
+        if not batch.num_rows:
             return Outcome(assemble(batch, []), all_rejects(rejects))
         raw = pc.fill_null(column(batch, "raw"), b"")
         undecodable = invalid_utf8(raw)
@@ -117,17 +112,9 @@ class DecodeKernel:
         parts += pending
         accepted = assemble(batch, parts)
         if bad:
-            at = np.array([row for row, _ in bad])
-            failures = [[failure] for _, failure in bad]
-            rejects.append(
-                rejected(
-                    origin_of(batch, at),
-                    self.name,
-                    pa.array([f[0]["code"] for f in failures]),
-                    failures=failures,
-                    documents=self._key.seal(documents[row] for row in at),
-                )
-            )
+            at, failures = [row for row, _ in bad], [failure for _, failure in bad]
+            lost = batch.take(pa.array(at))
+            rejects.append(reject_records(lost, failures, (documents[row] for row in at), self._key))
         return Outcome(accepted, all_rejects(rejects))
 
     def _fast(self, documents: list[bytes], undecodable: np.ndarray) -> tuple[list[Part], np.ndarray]:
@@ -150,15 +137,7 @@ class DecodeKernel:
         decoder = self._decoders[name]
         decoded = decoder(documents if len(rows) == len(documents) else [documents[row] for row in rows])
         proven = decoded.proven & self._same_version(decoder.schema, decoded.columns, len(decoded.rows))
-        if not proven.any():
-            return None
-        at = rows[decoded.rows]
-        columns = decoded.columns
-        if not proven.all():
-            keep = pa.array(proven)
-            columns = {k: v.filter(keep) for k, v in columns.items()}
-            at = at[proven]
-        return Part(at, columns, decoder.schema, pending=False)
+        return Part.proven(rows[decoded.rows], decoded.columns, proven, decoder.schema)
 
     def _same_version(self, schema: Schema, columns: dict[str, pa.Array], rows: int) -> np.ndarray:
         """True where the version that the event states resolves to the decoder's schema."""

@@ -22,8 +22,8 @@ from headrace.transforms.assemble import Part, assemble
 from headrace.transforms.base import Outcome
 from headrace.transforms.batches import column, mask_of
 from headrace.transforms.keys import Key
-from headrace.transforms.raw_records import fault_rows, invalid_utf8, origin_of
-from headrace.transforms.rejects import all_rejects, rejected
+from headrace.transforms.raw_records import invalid_utf8, reject_records, without_faults
+from headrace.transforms.rejects import all_rejects
 
 _LINE = (
     r"^(?P<host>\S+) (?P<ident>\S+) (?P<user>\S+|\"[^\"]*\") \[(?P<time>[^\]]+)\] "
@@ -55,11 +55,7 @@ class WeblogKernel:
         """Nothing to build: RE2 patterns are compiled by each call."""
 
     def __call__(self, batch: pa.RecordBatch) -> Outcome:
-        rejects = []
-        faulty = mask_of(pc.is_valid(column(batch, "fault")))
-        if faulty.any():
-            rejects.append(fault_rows(batch.filter(pa.array(faulty)), self._key))
-            batch = batch.filter(pa.array(~faulty))
+        batch, rejects = without_faults(batch, self._key)
         raw = pc.fill_null(column(batch, "raw"), b"")
         # Old servers write Latin-1 into request lines: a line that is not UTF-8 is still split, and judged row by row.
         foreign = invalid_utf8(raw)
@@ -68,12 +64,8 @@ class WeblogKernel:
         matched = mask_of(fields.is_valid())
         columns, proven = _columns(fields.filter(pa.array(matched)))
         at = np.flatnonzero(matched)
-        parts = []
-        if proven.any():
-            keep = pa.array(proven)
-            parts.append(
-                Part(at[proven], {k: v.filter(keep) for k, v in columns.items()}, self._schema, pending=False)
-            )
+        part = Part.proven(at, columns, proven, self._schema)
+        parts = [part] if part is not None else []
         documents: list[bytes | None] = [None] * batch.num_rows
         left = np.ones(batch.num_rows, bool)
         left[at[proven]] = False
@@ -85,15 +77,9 @@ class WeblogKernel:
         if pending:
             parts.append(Part(np.array(pending), {}, self._schema, pending=True))
         if bad:
-            rejects.append(
-                rejected(
-                    origin_of(batch, np.array(bad)),
-                    self.name,
-                    "malformed_line",
-                    failures=[[Failure("malformed_line", "", _EXPECTED)]] * len(bad),
-                    documents=self._key.seal(documents[row] for row in bad),
-                )
-            )
+            failures = [Failure("malformed_line", "", _EXPECTED)] * len(bad)
+            lost = batch.take(pa.array(bad))
+            rejects.append(reject_records(lost, failures, (documents[row] for row in bad), self._key))
         return Outcome(assemble(batch, parts), all_rejects(rejects))
 
 

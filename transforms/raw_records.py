@@ -1,10 +1,13 @@
 """Raw records that can't be decoded at all."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.schemas.failures import Failure
+from headrace.transforms.assemble import FROM_SOURCE
 from headrace.transforms.batches import column, mask_of, plain
 from headrace.transforms.keys import Key
 from headrace.transforms.rejects import rejected
@@ -42,22 +45,28 @@ def first_invalid(document: bytes) -> int | None:
     return None
 
 
-def origin_of(batch: pa.RecordBatch, rows: np.ndarray) -> pa.RecordBatch:
-    """What is known of records that can't be read: where they stand and when they came."""
-    return batch.select(["origin", "origin_position", "ingest_time"]).take(pa.array(rows))
-
-
-def fault_rows(batch: pa.RecordBatch, key: Key) -> pa.RecordBatch:
-    """Returns the rejects for records that the source marked with a fault."""
-    codes = plain(column(batch, "fault"))
+def without_faults(batch: pa.RecordBatch, key: Key) -> tuple[pa.RecordBatch, list[pa.RecordBatch]]:
+    """Returns the records that the source could read, and the rejects for those that it marked with a fault."""
+    faulty = mask_of(pc.is_valid(column(batch, "fault")))
+    if not faulty.any():
+        return batch, []
+    lost = batch.filter(pa.array(faulty))
     failures = [
-        [Failure(code, "", FAULTS.get(code, "the source could not read this record"))]
-        for code in codes.to_pylist()
+        Failure(code, "", FAULTS.get(code, "the source could not read this record"))
+        for code in plain(column(lost, "fault")).to_pylist()
     ]
+    rejects = reject_records(lost, failures, column(lost, "raw").to_pylist(), key)
+    return batch.filter(pa.array(~faulty)), [rejects]
+
+
+def reject_records(
+    batch: pa.RecordBatch, failures: Sequence[Failure], documents: Iterable[bytes | None], key: Key
+) -> pa.RecordBatch:
+    """Returns the rejects for all rows of ``batch``: one failure, whose code is the reason, and one raw record each."""
     return rejected(
-        batch.select(["origin", "origin_position", "ingest_time"]),
+        batch.select(list(FROM_SOURCE)),
         "decode",
-        codes,
-        failures=failures,
-        documents=key.seal(column(batch, "raw").to_pylist()),
+        pa.array([failure["code"] for failure in failures], pa.string()),
+        failures=[[failure] for failure in failures],
+        documents=key.seal(documents),
     )
