@@ -10,15 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.pipelines.config import (
-    BatchConfig,
-    Compression,
-    Format,
-    LakeFormat,
-    ProfilesConfig,
-    load_config,
-    reference_page,
-)
+from headrace.pipelines.config import BatchConfig, Format, LakeFormat, load_config
+from headrace.pipelines.config_page import reference_page
+from headrace.pipelines.event_settings import Compression, ProfilesConfig
 from headrace.pipelines.settings import about, as_dict, build, check, convert, dump, identity, type_name
 from headrace.schemas.errors import ConfigError
 from headrace.transforms.filter_events import BUSINESS_RULES
@@ -88,7 +82,7 @@ def test_options_go_over_the_file_unless_they_are_not_given(tmp_path: Path) -> N
             "max-age-seconds: 1",
             "max-age-seconds: unknown setting 'max-age-seconds'; did you mean 'max_age_seconds'?",
         ),
-        ("zzz: 1", "zzz: unknown setting 'zzz'; known: input, output, format"),
+        ("zzz: 1", "zzz: unknown setting 'zzz'; known: output, schema, mapping"),
         (
             "profiles: {path: a, key_colum: b}",
             "profiles.key_colum: unknown setting 'key_colum'; did you mean 'key_column'?",
@@ -279,7 +273,7 @@ def test_the_printed_configuration_explains_every_setting(tmp_path: Path) -> Non
 
 def test_the_reference_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert page == reference_page(), "run `python -m headrace.pipelines.config > docs/configuration.md`"
+    assert page == reference_page(), "run `python -m headrace.pipelines.config_page > docs/configuration.md`"
     assert "| `profiles.path` | text | required |" in page
 
 

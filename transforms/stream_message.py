@@ -1,0 +1,75 @@
+"""What the stages of a streaming pipeline send each other through the runner's shuffles.
+
+Every poll of a reader is numbered, and sends exactly one message to every shard, rows or not; every shard answers each with exactly
+one message to every window table. So a receiver knows, whatever the order of arrival, up to which poll it has seen everything of a
+sender, and a watermark is data: it counts from the moment at which all messages before it have arrived. No runner's watermark,
+timer or lateness is involved, which differ between runners (docs/decisions/0004-streams-without-runner-watermarks.md).
+"""
+
+import struct
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+_HEAD = struct.Struct("<HHHqqqq")
+_NONE = -(1 << 63)
+_OPTIONS = pa.ipc.IpcWriteOptions(use_threads=False)
+
+
+@dataclass(frozen=True)
+class Message:
+    """A numbered message; ``batch`` is None where it only carries the clock."""
+
+    reader: int
+    """Number of the reader."""
+    shard: int
+    """Number of the dedupe shard that it is for, or that sends it."""
+    poll: int
+    """Number of the poll within the reader: 0, 1, 2, …"""
+    watermark: int | None
+    """Event time in µs since 1970 before which this reader expects no more events; None: not yet known."""
+    ingest_position: int | None
+    """Ingest time in µs up to which the reader has read its slowest partition; None: nothing read yet."""
+    read_at: int
+    """Time of the poll in µs since 1970, by the reader's clock: the only clock downstream of it."""
+    batch: pa.RecordBatch | None = None
+
+    final: bool = False
+    """True in the last message of a reader that has come to the end it was given."""
+
+    def pack(self) -> bytes:
+        """Returns the message as bytes: a fixed head, then an Arrow IPC stream if there is a batch."""
+        head = _HEAD.pack(
+            self.reader,
+            self.shard,
+            int(self.final),
+            self.poll,
+            _NONE if self.watermark is None else self.watermark,
+            _NONE if self.ingest_position is None else self.ingest_position,
+            self.read_at,
+        )
+        if self.batch is None:
+            return head
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.batch.schema, options=_OPTIONS) as writer:
+            writer.write_batch(self.batch)
+        return head + sink.getvalue().to_pybytes()
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Message":
+        """Reads what :meth:`pack` wrote."""
+        reader, shard, final, poll, watermark, ingest, read_at = _HEAD.unpack_from(packed)
+        batch = None
+        if len(packed) > _HEAD.size:
+            with pa.ipc.open_stream(pa.py_buffer(packed)[_HEAD.size :]) as stream:
+                batch = stream.read_next_batch()
+        return cls(
+            reader,
+            shard,
+            poll,
+            None if watermark == _NONE else watermark,
+            None if ingest == _NONE else ingest,
+            read_at,
+            batch,
+            bool(final),
+        )
