@@ -27,6 +27,7 @@ from headrace.schemas.columns import (
 )
 from headrace.transforms import (
     AggregateWindows,
+    AssignPositionIds,
     Decode,
     Deduplicate,
     Enrich,
@@ -71,6 +72,7 @@ EXAMPLES = {
     "decode": Example(lambda key: Decode(key=key), None, DECODED_SCHEMA, 2),
     "validate": Example(lambda key: Validate(key=key), "decode", VALID_SCHEMA, 1),
     "reject_stale": Example(lambda key: RejectStale(key=key), "validate", VALID_SCHEMA, 2),
+    "assign_position_ids": Example(lambda key: AssignPositionIds(), "reject_stale", VALID_SCHEMA, 0),
     "enrich_country": Example(lambda key: EnrichCountry(), "reject_stale", VALID_SCHEMA, 0),
     "mask_pii": Example(lambda key: MaskPii(key), "enrich_country", EVENT_SCHEMA, 0),
     "deduplicate": Example(lambda key: Deduplicate(4), "mask_pii", EVENT_SCHEMA, 2, "dedupe"),

@@ -5,6 +5,7 @@ counts is said with ``Count``, ``Distinct`` and ``Sum`` from :mod:`headrace.tran
 """
 
 from headrace.transforms.aggregate_windows import AggregateWindows
+from headrace.transforms.assign_position_ids import AssignPositionIds
 from headrace.transforms.decode import Decode
 from headrace.transforms.deduplicate import Deduplicate
 from headrace.transforms.enrich import Enrich
@@ -21,6 +22,7 @@ from headrace.transforms.validate import Validate
 
 __all__ = [
     "AggregateWindows",
+    "AssignPositionIds",
     "Decode",
     "Deduplicate",
     "Enrich",

@@ -111,6 +111,19 @@ def hash_records(batch: pa.RecordBatch, split: int, first_row: int) -> Records:
     return records
 
 
+def rows_by_shard(batch: pa.RecordBatch, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yields (shard, its rows in their order) for each shard that has any; equal ids are in one shard, null ids in some shard."""
+    if not batch.num_rows:
+        return
+    bits = id_bits(column(batch, "event_id").fill_null(""))
+    key = mix64(bits[:, 0], 3) ^ mix64(bits[:, 1], 5)
+    shard = (mix64(key, 7) % np.uint64(shards)).astype(np.uint16 if shards <= 1 << 16 else np.int64)
+    order = np.argsort(shard, kind="stable")
+    ordered, numbers = batch.take(pa.array(order)), shard[order]
+    for start, end in _runs(numbers):
+        yield int(numbers[start]), ordered.slice(start, end - start)
+
+
 def by_shard(records: Records, shards: int) -> Iterator[tuple[int, bytes]]:
     """Yields (shard, packed records) for each shard that has any; equal ids are in one shard. Read with ``np.frombuffer``."""
     shard = (mix64(_key(records), 7) % np.uint64(shards)).astype(np.uint16 if shards <= 1 << 16 else np.int64)

@@ -1,6 +1,7 @@
-"""Exact deduplication of a bounded PCollection by event id."""
+"""Exact deduplication by event id: of all rows if they are bounded, else within a horizon of ingest time."""
 
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Any, Literal
 
 import apache_beam as beam
@@ -32,9 +33,13 @@ from headrace.transforms.dedupe_records import (
     settle,
     unpack_records,
 )
+from headrace.transforms.dedupe_shard import HORIZON
+from headrace.transforms.deduplicate_stream import DeduplicateStream
 from headrace.transforms.hashing import present
 
 BATCH_ROWS = 16_384
+SHARDS, STREAM_SHARDS = 64, 16
+MAX_DISORDER = timedelta(hours=2)
 
 
 def deduplicate(batches: list[pa.RecordBatch]) -> Iterator[Outcome]:
@@ -51,44 +56,68 @@ def deduplicate(batches: list[pa.RecordBatch]) -> Iterator[Outcome]:
 
 
 class Deduplicate(beam.PTransform):
-    """Keeps one event for each event_id.
+    """Keeps one event for each event_id, exact on 128 bits of id.
 
-    Of the rows with one ``event_id``, the one with the smallest (ingest_time, origin, origin_position, hash of the canonical
-    row; null last) is kept, whatever the order of arrival. The others are rejected: reason ``duplicate`` if all event columns
-    except the id, the ingest time and the origin are equal, else ``duplicate_conflict``. Rows with ``id_generated`` never
+    Bounded input: of the rows with one ``event_id``, the one with the smallest (ingest_time, origin, origin_position, hash of the
+    canonical row; null last) is kept, whatever the order of arrival. The others are rejected: reason ``duplicate`` if all event
+    columns except the id, the ingest time and the origin are equal, else ``duplicate_conflict``. Rows with ``id_generated`` never
     lose: repeated ones are numbered in the same order and get ids of their own, so equal log lines stay separate events. A row
     that states an id generated for another is a duplicate of it. Kept rows, their number and columns are unchanged otherwise;
-    the order of rows is not kept.
+    the order of rows is not kept. In windows other than the global one each window is deduplicated for itself. Whole rows go
+    through one GroupByKey, so mask them before. The output has the input's windows with the default trigger; a batch's timestamp
+    is its minimum event time within its window. Replay gives the same rows. A row that ties in all four sort keys is the same
+    event; which of the copies stays is then arbitrary.
 
-    Exact on 128 bits of id. Bounded input only. In windows other than the global one each window is deduplicated for itself.
-    Whole rows go through one GroupByKey, so mask them before. The output has the input's windows with the default trigger; a
-    batch's timestamp is its minimum event time within its window. Replay gives the same rows. A row that ties in all four sort
-    keys is the same event; which of the copies stays is then arbitrary.
+    Unbounded input, in the GlobalWindow: the row that arrives first is kept; copies are rejected with the same reasons as long as
+    its id is remembered, which is until ingest time in its shard has passed the row's by ``horizon`` and ``max_disorder``, often an
+    hour or two longer. How far ingest time has come is told by the middle row of each batch, and several batches must agree, so
+    that single rows with a wrong clock make no id expire. Rows with ``id_generated`` are like all others, as their ids come from
+    their position. Rows keep their order within a shard, batches their timestamps. Ids are held in the runner's state, 22 bytes
+    each (24 with all around them), and in the memory of the workers, up to 42 bytes: a failed bundle, a restart or a move to
+    another worker loses none and doubles none.
 
     Input: batches of ``EVENT_SCHEMA``, further columns allowed.
     Output: accepted, the same schema; rejected, ``QUARANTINE_SCHEMA`` with masked columns: stage ``dedupe``, reasons as above, and
     ``no_id`` for a null ``event_id``.
 
     Args:
-        shards: into how many parts of the id space the work is cut; each part has to fit in a worker's memory.
+        shards: into how many parts of the id space the work is cut; by default 64, of which each has to fit in a worker's memory,
+            or 16 if the input is unbounded: there more shards mean smaller batches and more reads of state.
+        horizon: unbounded input only: for how long copies are recognised, in ingest time.
+        max_disorder: unbounded input only: how much later than rows of newer ingest time a row may arrive.
 
     Raises:
-        ConfigError: shards is not in 1..65536, or the input is unbounded or in sliding windows.
+        ConfigError: shards is not in 1..65536, horizon is not above zero, max_disorder is below zero; bounded input is in sliding
+            windows, or unbounded input in any but the global window.
     """
 
-    def __init__(self, shards: int = 64) -> None:
+    def __init__(
+        self,
+        shards: int | None = None,
+        *,
+        horizon: timedelta = HORIZON,
+        max_disorder: timedelta = MAX_DISORDER,
+    ) -> None:
         super().__init__()
-        if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= 65_536:
+        if shards is not None and (
+            isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= 65_536
+        ):
             raise ConfigError(f"Deduplicate(shards={shards!r}): must be a whole number from 1 to 65536")
+        for name, value, least in (("horizon", horizon, 1), ("max_disorder", max_disorder, 0)):
+            if not isinstance(value, timedelta) or value < timedelta(microseconds=least):
+                raise ConfigError(
+                    f"Deduplicate({name}={value!r}): must be a timedelta "
+                    f"{'above' if least else 'of at least'} zero, for example timedelta(hours=24)"
+                )
         self._shards = shards
+        self._horizon = horizon
+        self._max_disorder = max_disorder
 
     @beam.typehints.no_annotations
     def expand(self, batches: PCollection) -> Results:
         if not batches.is_bounded:
-            raise ConfigError(
-                "Deduplicate needs bounded input, and this PCollection is unbounded: ids would be remembered for ever. "
-                "Read a bounded input (files, a fixed range of offsets) or leave Deduplicate out of the streaming job"
-            )
+            stream = DeduplicateStream(self._shards or STREAM_SHARDS, self._horizon, self._max_disorder)
+            return batches | "Stream" >> stream
         windowfn = batches.windowing.windowfn
         if isinstance(windowfn, SlidingWindows):
             raise ConfigError(
@@ -106,7 +135,7 @@ class Deduplicate(beam.PTransform):
                 timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
             )
             | "CutByShard"
-            >> beam.ParDo(_CutFn(self._shards))
+            >> beam.ParDo(_CutFn(self._shards or SHARDS))
             .with_output_types(tuple[int, pa.RecordBatch], rejected=pa.RecordBatch)
             .with_outputs("rejected", main="cut")
         )

@@ -3,6 +3,7 @@
 import apache_beam as beam
 
 from headrace.transforms.aggregate_windows import AggregateWindows
+from headrace.transforms.assign_position_ids import AssignPositionIds
 from headrace.transforms.decode import Decode
 from headrace.transforms.deduplicate import Deduplicate
 from headrace.transforms.enrich import Enrich
@@ -22,6 +23,7 @@ TRANSFORMS: dict[str, type[beam.PTransform]] = {
     "decode": Decode,
     "validate": Validate,
     "reject_stale": RejectStale,
+    "assign_position_ids": AssignPositionIds,
     "enrich_country": EnrichCountry,
     "mask_pii": MaskPii,
     "deduplicate": Deduplicate,

@@ -164,11 +164,13 @@ def test_many_batches_of_a_shard_leave_as_few():
     assert [e.value.num_rows for e in found["batches"]] == [200]
 
 
-def test_unbounded_input_is_refused():
+def test_unbounded_input_in_windows_is_refused():
     pipeline = beam.Pipeline(runner="FnApiRunner")
-    batches = pipeline | beam.Create([events([])])
+    batches = pipeline | Batches([]) | beam.WindowInto(FixedWindows(60))
     batches.is_bounded = False
-    with pytest.raises(ConfigError, match=r"needs bounded input.*Read a bounded input"):
+    with pytest.raises(
+        ConfigError, match=r"unbounded input in FixedWindows.*apply it before that WindowInto"
+    ):
         batches | Deduplicate()
 
 
@@ -187,3 +189,15 @@ def test_no_warnings_about_types_when_applied(caplog):
 def test_bad_shards_are_refused(shards):
     with pytest.raises(ConfigError, match=r"Deduplicate\(shards=.*from 1 to 65536"):
         Deduplicate(shards)
+
+
+@pytest.mark.parametrize("value", [timedelta(0), timedelta(-1), 24, None])
+def test_bad_horizons_are_refused(value):
+    with pytest.raises(ConfigError, match=r"Deduplicate\(horizon=.*a timedelta above zero"):
+        Deduplicate(horizon=value)
+
+
+@pytest.mark.parametrize("value", [timedelta(-1), 2, None])
+def test_bad_disorder_is_refused(value):
+    with pytest.raises(ConfigError, match=r"Deduplicate\(max_disorder=.*a timedelta of at least zero"):
+        Deduplicate(max_disorder=value)
