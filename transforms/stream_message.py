@@ -36,13 +36,17 @@ class Message:
 
     final: bool = False
     """True in the last message of a reader that has come to the end it was given."""
+    idle: bool = False
+    """True if none of the reader's partitions has anything: its watermark then holds no other reader back."""
+    seed: bool = False
+    """True if the rows are in the lake already and only rebuild state."""
 
     def pack(self) -> bytes:
         """Returns the message as bytes: a fixed head, then an Arrow IPC stream if there is a batch."""
         head = _HEAD.pack(
             self.reader,
             self.shard,
-            int(self.final),
+            self.final | self.seed << 1 | self.idle << 2,
             self.poll,
             _NONE if self.watermark is None else self.watermark,
             _NONE if self.ingest_position is None else self.ingest_position,
@@ -58,7 +62,7 @@ class Message:
     @classmethod
     def unpack(cls, packed: bytes) -> "Message":
         """Reads what :meth:`pack` wrote."""
-        reader, shard, final, poll, watermark, ingest, read_at = _HEAD.unpack_from(packed)
+        reader, shard, flags, poll, watermark, ingest, read_at = _HEAD.unpack_from(packed)
         batch = None
         if len(packed) > _HEAD.size:
             with pa.ipc.open_stream(pa.py_buffer(packed)[_HEAD.size :]) as stream:
@@ -71,5 +75,7 @@ class Message:
             None if ingest == _NONE else ingest,
             read_at,
             batch,
-            bool(final),
+            bool(flags & 1),
+            bool(flags & 4),
+            bool(flags & 2),
         )
