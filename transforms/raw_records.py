@@ -18,7 +18,13 @@ FAULTS = {
     "csv_ragged_row": "another number of cells than the header has",
     "csv_unclosed_quote": "a quoted cell is not closed before the end of the file",
     "invalid_utf8": "bytes that are not UTF-8; convert the file",
+    "null_value": "a record without a value (a tombstone of a compacted topic); it holds no event",
+    "no_timestamp": "the record has no timestamp, so its ingest time is unknown; let the broker set it (LogAppendTime)",
+    "unserialisable": "a value that can't be written as JSON; give text, numbers, booleans, lists, dicts, dates or decimals",
     "not_json": "a value that JSON can't hold, such as NaN",
+    "unreadable_file": "the file stayed unreadable (cut, corrupt, or of no known format); mend it, it is read then; only its "
+    "beginning is kept",
+    "foreign_format": "a web log in a stream of JSON or the other way round; read it by a stream with the right format=",
     "broken_block": "a block of the file that can't be decoded; fetch the file again",
 }
 """Reason codes that sources give for records that they could not read."""
