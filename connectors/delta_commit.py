@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +20,42 @@ from headrace.schemas.errors import ConfigError, UntrustedRunError
 
 MARKER = "_headrace_commit.json"
 """In a plain Parquet table: the list of its files. Readers of Parquet folders skip names that start with ``_``."""
+STATISTICS_PROPERTY = "delta.dataSkippingStatsColumns"
 _DELTA_STATISTICS = ("numRecords", "minValues", "maxValues", "nullCount")
+_SYNCS_AT_ONCE = 8
 _FIX = "The output can't be trusted: run again with another --output"
 
 
-def ensure_table(root: str | os.PathLike[str], schema: pa.Schema, partition_by: Sequence[str]) -> None:
+def ensure_table(
+    root: str | os.PathLike[str],
+    schema: pa.Schema,
+    partition_by: Sequence[str],
+    *,
+    statistics: Sequence[str] = STATISTICS,
+    settings: Mapping[str, str] | None = None,
+) -> None:
     """Creates the Delta table, or adds the columns that it lacks (null in the rows it has). Idempotent.
 
-    Dictionary columns are plain strings in the table. Its log holds statistics of ``STATISTICS`` only, whoever writes to it.
+    Dictionary columns are plain strings in the table. Its log holds statistics of ``statistics`` only, whoever writes to it.
 
     Args:
         root: the table's folder; files in it that no commit names are no part of the table.
         schema: of the rows, partition columns included.
         partition_by: the partition columns.
+        statistics: columns with minimum and maximum in the log; those that the schema lacks are ignored.
+        settings: further table properties, such as ``delta.logRetentionDuration``, for a table that is created.
 
     Raises:
         ConfigError: the table has another type for a column or other partitions; it is unchanged.
     """
-    wanted = Schema.from_arrow(_plain_schema(schema))
+    wanted = Schema.from_arrow(plain_schema(schema))
     if not DeltaTable.is_deltatable(os.fspath(root)):
-        statistics = [n for n in STATISTICS if n in schema.names]
-        settings = (
-            {"delta.dataSkippingStatsColumns": ",".join(statistics)}
-            if statistics
-            else {"delta.dataSkippingNumIndexedCols": "0"}
+        indexed = [n for n in statistics if n in schema.names]
+        properties = (
+            {STATISTICS_PROPERTY: ",".join(indexed)} if indexed else {"delta.dataSkippingNumIndexedCols": "0"}
         )
-        DeltaTable.create(os.fspath(root), wanted, partition_by=list(partition_by), configuration=settings)
+        properties |= settings or {}
+        DeltaTable.create(os.fspath(root), wanted, partition_by=list(partition_by), configuration=properties)
         return
     table = DeltaTable(os.fspath(root))
     if missing := _missing_columns(table, root, wanted, partition_by):
@@ -77,7 +88,7 @@ def commit_files(
     table = DeltaTable(where)
     if _is_committed(table, app_id, version):
         return False
-    wanted = Schema.from_arrow(_plain_schema(schema))
+    wanted = Schema.from_arrow(plain_schema(schema))
     if missing := _missing_columns(table, root, wanted, partition_by):
         raise ConfigError(
             f"table {where} lacks columns {[f.name for f in missing]}; call ensure_table before commit_files"
@@ -88,8 +99,8 @@ def commit_files(
             raise UntrustedRunError(
                 f"file {file.path} is in table {where} already, by another run than {app_id}. {_FIX}"
             )
-    _settle(Path(root), files)
-    actions = [_add_action(Path(root), file) for file in files]
+    settle(Path(root), files)
+    actions = [add_action(Path(root), file) for file in files]
     try:
         table.create_write_transaction(
             actions,
@@ -150,7 +161,7 @@ def commit_parquet(
         raise UntrustedRunError(
             f"{hidden} holds files of another run: {sorted(strays)[:5]}; delete it and run again"
         )
-    _settle(hidden, files)
+    settle(hidden, files)
     replace_file(hidden / MARKER, listing)
     with naming(final):
         os.replace(hidden, final)
@@ -202,7 +213,8 @@ def count_reasons(root: str | os.PathLike[str], files: Sequence[WrittenFile]) ->
     return {stage: dict(sorted(total[stage].items())) for stage in sorted(total)}
 
 
-def _plain_schema(schema: pa.Schema) -> pa.Schema:
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """Returns the schema as a table has it: dictionary columns plain."""
     return pa.schema(
         [pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema]
     )
@@ -244,14 +256,19 @@ def _delta_files(table: DeltaTable) -> dict[str, int]:
     return dict(sorted(zip(*(c.to_pylist() for c in found.columns), strict=True)))
 
 
-def _add_action(root: Path, file: WrittenFile) -> AddAction:
+def add_action(root: Path, file: WrittenFile) -> AddAction:
+    """Returns what adds the file to the table's log."""
     stats = {name: file.stats[name] for name in _DELTA_STATISTICS if name in file.stats}
     changed = int(os.stat(root / file.path).st_mtime * 1000)
     return AddAction(file.path, file.size_bytes, file.partition, changed, True, json.dumps(stats))
 
 
-def _settle(root: Path, files: Sequence[WrittenFile]) -> None:
-    """Checks every file against what its writer said, and waits until files and folders are on disk."""
+def settle(root: Path, files: Sequence[WrittenFile]) -> None:
+    """Checks every file against what its writer said, and waits until files and folders are on disk.
+
+    Raises:
+        UntrustedRunError: a file is missing, or has another size or row count.
+    """
     for file in files:
         path = root / file.path
         _require_size(path, file.size_bytes)
@@ -260,9 +277,12 @@ def _settle(root: Path, files: Sequence[WrittenFile]) -> None:
             raise UntrustedRunError(
                 f"file {path} holds {rows:,} rows, its writer counted {file.rows:,}. {_FIX}"
             )
-        sync(path)
-    for folder in sorted({(root / file.path).parent for file in files} | {root}):
-        sync(folder)
+    folders = sorted({(root / file.path).parent for file in files} | {root})
+    with ThreadPoolExecutor(
+        _SYNCS_AT_ONCE
+    ) as pool:  # The disk takes several at once in little more time than one.
+        list(pool.map(sync, [root / file.path for file in files]))
+        list(pool.map(sync, folders))
 
 
 def _require_committed(root: Path, files: Sequence[WrittenFile]) -> None:

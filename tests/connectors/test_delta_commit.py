@@ -127,7 +127,7 @@ def test_a_run_killed_before_its_commit_leaves_the_table_as_it_was_and_is_repeat
 def test_a_concurrent_commit_of_the_same_run_counts_as_done(tmp_path, monkeypatch):
     ensure_table(tmp_path, ENRICHED_SCHEMA, BY_DATE)
     files = lake_files(tmp_path, [0])
-    monkeypatch.setattr(delta_commit, "_settle", lambda root, files: inner())
+    monkeypatch.setattr(delta_commit, "settle", lambda root, files: inner())
 
     def inner():
         monkeypatch.undo()
