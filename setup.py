@@ -31,6 +31,7 @@ setup(
     package_dir=packages(),
     package_data={
         "headrace.schemas": ["families/*/*.json", "py.typed"],
+        "headrace.runners.servers": ["*.xml", "pubsub_fake/*"],
         **{f"headrace.{room}": ["py.typed"] for room in ROOMS if room != "schemas"},
     },
     install_requires=[
@@ -49,6 +50,8 @@ setup(
         "presidio-analyzer>=2.2.360",
         "cryptography>=44",
         "google-cloud-pubsub>=2.25",
+        "confluent-kafka>=2.10",
+        "prometheus-client>=0.22",
         "iptocc>=3.3",
         "maxminddb>=2.6",
         "ua-parser>=1.0",
@@ -60,6 +63,7 @@ setup(
         "rich>=13.9",
     ],
     extras_require={
+        "otel": ["opentelemetry-sdk>=1.45", "opentelemetry-exporter-otlp-proto-http>=1.45"],
         "dev": [
             "pytest>=8.3",
             "pytest-cov>=6",
@@ -70,6 +74,8 @@ setup(
             "mypy>=1.15",
             "types-PyYAML",
             "psutil>=6",
+            "opentelemetry-sdk>=1.45",
+            "opentelemetry-exporter-otlp-proto-http>=1.45",
             "build>=1.2",
         ],
     },

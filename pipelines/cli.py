@@ -22,8 +22,10 @@ _COMMANDS = {
     "simulate": "simulate",
     "schemas": "app",
     "explain": "explain",
+    "runners": "app",
     "doctor": "doctor",
     "key": "app",
+    "cluster": "app",
 }
 """Module of ``pipelines/commands`` to what it holds: ``app``, with commands of its own, or a function."""
 
