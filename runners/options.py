@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from headrace.runners.profiles import Job, Profile, find_profile, refuse_any
+from headrace.runners.profile import Job, Profile, environment_of
+from headrace.runners.profiles import find_profile, refuse_any
 from headrace.runners.suggest import suggest
 from headrace.schemas.errors import ConfigError
 
@@ -25,28 +26,53 @@ class Prepared(NamedTuple):
     """Ready for ``beam.Pipeline(options=...)``; holds the runner's class name."""
 
 
-def prepare(beam_args: Sequence[str], job: Job) -> Prepared:
-    """Parses Beam options and asks the runner's profile whether it can run the job.
+def prepare(beam_args: Sequence[str], job: Job, streaming: bool = False) -> Prepared:
+    """Parses Beam options, asks the runner's profile whether it can run the job, and adds what the runner needs for it.
+
+    The same arguments give the same options, so it may be called again after :func:`with_package`.
 
     Args:
         beam_args: ``--name=value`` or ``--name value``; ``--runner`` picks the profile, default ``direct``.
         job: the pipeline's configuration.
+        streaming: the job never ends by itself; ``--streaming`` is set.
 
     Raises:
         ConfigError: an unknown option or runner, a value that the option does not take, or a job that the runner would run
             wrongly; the message has the reason and the fix.
     """
-    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    prepared, reason = examine(beam_args, job, streaming)
+    if reason:
+        raise ConfigError(f"--runner={prepared.profile.name}: {reason}")
+    return prepared
+
+
+def examine(beam_args: Sequence[str], job: Job, streaming: bool = False) -> tuple[Prepared, str | None]:
+    """Does what :func:`prepare` does, but returns the reason of a runner that refuses, with the options as far as they came.
+
+    Raises:
+        ConfigError: an unknown option or runner, or a value that the option does not take.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TestOptions
 
     check_known(beam_args)
     options = PipelineOptions(list(beam_args))
     standard = options.view_as(StandardOptions)
     profile = find_profile(standard.runner or "direct")
-    reason = refuse_any(job, options) or profile.refuse(job, options)
-    if reason:
-        raise ConfigError(f"--runner={profile.name}: {reason}")
+    reason = None
+    if standard.streaming and not streaming:
+        reason = "--streaming does not belong to a batch run; leave it out"
+    standard.streaming = streaming
+    options.view_as(TestOptions).dry_run = _dry_run(options.view_as(TestOptions).dry_run)
+    reason = reason or refuse_any(profile, options) or profile.settle(job, options)
     standard.runner = profile.beam_runner
-    return Prepared(profile, options)
+    return Prepared(profile, options), reason
+
+
+def _dry_run(given: str | bool) -> bool:
+    """Beam takes any text for yes, ``false`` too."""
+    if str(given).lower() not in ("true", "false"):
+        raise ConfigError(f"--dry_run={given}: give true or false")
+    return str(given).lower() == "true"
 
 
 def check_known(beam_args: Sequence[str], own: Iterable[str] = ()) -> None:
@@ -102,12 +128,12 @@ def with_package(beam_args: Sequence[str], work_dir: Path) -> list[str]:
     options = PipelineOptions(list(beam_args))
     setup = options.view_as(SetupOptions)
     portable = options.view_as(PortableOptions)
-    kind = (portable.environment_type or "").upper()
+    profile = find_profile(options.view_as(StandardOptions).runner or "direct")
+    kind = environment_of(options) or profile.default_environment
     image = options.view_as(WorkerOptions).sdk_container_image or (
         kind == "DOCKER"
         and (portable.environment_config or portable.lookup_environment_option("docker_container_image"))
     )
-    profile = find_profile(options.view_as(StandardOptions).runner or "direct")
     given = setup.setup_file or setup.extra_packages or image
     if not profile.ships_package or kind == "LOOPBACK" or given:
         return list(beam_args)
@@ -116,6 +142,8 @@ def with_package(beam_args: Sequence[str], work_dir: Path) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     from apache_beam.options.pipeline_options import PipelineOptions
+
+    import headrace.runners.declared_options  # noqa: F401  Beam knows its options from here on.
 
     class Parser(argparse.ArgumentParser):
         """Raises instead of leaving the process, and takes Beam's value-provider arguments as plain ones."""

@@ -17,10 +17,9 @@ def test_without_a_runner_it_is_the_one_in_this_process() -> None:
     assert options.view_as(DirectOptions).direct_running_mode == "in_memory"
 
 
-def test_beam_knows_the_class_of_every_runner_that_is_not_refused() -> None:
+def test_beam_knows_the_class_of_every_runner() -> None:
     for profile in PROFILES:
-        if profile.name in ("direct", "portable"):
-            assert type(create_runner(profile.beam_runner)).__name__ == profile.beam_runner
+        assert type(create_runner(profile.beam_runner)).__name__ == profile.beam_runner
 
 
 def test_options_of_beam_are_passed_on_in_both_spellings() -> None:

@@ -26,11 +26,52 @@ def test_an_unknown_runner_names_the_nearest() -> None:
         find_profile("dierct")
 
 
-@pytest.mark.parametrize("runner", ["prism", "flink", "dataflow", "spark", "FlinkRunner"])
-def test_runners_that_are_not_ready_are_refused_with_a_way_out(runner: str) -> None:
-    text = refusal(f"--runner={runner}")
-    assert text.startswith(f"--runner={runner.removesuffix('Runner').lower()}: ")
-    assert "--runner=direct" in text
+@pytest.mark.parametrize(
+    ("args", "way_out"),
+    [
+        (("--runner=direct",), "--runner=prism"),
+        (PORTABLE, "--runner=flink with the same --job_endpoint"),
+        (("--runner=spark", "--job_endpoint=h:1"), "--runner=flink"),
+    ],
+)
+def test_runners_without_streams_refuse_them_with_a_way_out(args: tuple[str, ...], way_out: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepare([*args, "--environment_type=LOOPBACK"], FakeJob(), streaming=True)
+    assert f"{args[0]}: it can't run streams: " in str(caught.value)
+    assert way_out in str(caught.value)
+
+
+def test_spark_needs_a_job_server_that_runs() -> None:
+    assert "it needs the address of a Spark job server" in refusal("--runner=spark")
+    for jar in ("--spark_submit_uber_jar", "--spark_job_server_jar=x.jar"):
+        assert "start it yourself" in refusal("--runner=spark", "--job_endpoint=h:1", jar)
+    assert "no --environment_type" in refusal("--runner=spark", "--job_endpoint=h:1")
+    args = ["--runner=SparkRunner", "--job_endpoint=h:1", "--environment_type=LOOPBACK"]
+    assert prepare(args, FakeJob()).profile.name == "spark"
+
+
+@pytest.mark.parametrize(
+    ("arg", "reason"),
+    [
+        ("--checkpointing_interval=3000", "--checkpointing_interval is an option of Flink's job server"),
+        ("--object_reuse", "--object_reuse is an option of Flink's job server"),
+        ("--flink-rest=http://h:1", "--flink-rest is for streams on Flink only"),
+        ("--prism-download", "--prism-download is for --runner=prism only"),
+        ("--dry_run=true", "--dry_run is for streams on Dataflow only"),
+    ],
+)
+def test_options_of_another_runner_are_refused(arg: str, reason: str) -> None:
+    assert reason in refusal("--runner=direct", arg)
+
+
+def test_a_job_server_of_unknown_kind_may_be_flink_s() -> None:
+    assert prepare([*PORTABLE, "--environment_type=LOOPBACK", "--object_reuse=true"], FakeJob())
+
+
+def test_every_refusal_to_stream_has_a_runner_that_can() -> None:
+    able = {profile.name for profile in PROFILES if not profile.no_stream}
+    assert able == {"prism", "flink", "dataflow"}
+    assert all(any(f"--runner={name}" in p.no_stream for name in able) for p in PROFILES if p.no_stream)
 
 
 def test_a_batch_refuses_streaming_and_jars() -> None:
