@@ -1,15 +1,12 @@
 """The batch pipeline: files to lake, quarantine, metrics and ledger."""
 
-import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -20,6 +17,7 @@ from headrace.connectors.ledger import Ledger
 from headrace.connectors.manifest import InputRecord, Manifest, open_output
 from headrace.connectors.map_fields import compile_mapping
 from headrace.connectors.write_metrics import write_metrics
+from headrace.pipelines.build_definition import build_definition, definition_identity
 from headrace.pipelines.commit import (
     TABLES,
     commit_run,
@@ -35,7 +33,6 @@ from headrace.pipelines.progress import Progress
 from headrace.pipelines.progress_watch import watch
 from headrace.pipelines.read_stage_fn import ReadStageFn, Task
 from headrace.pipelines.results import load_result, save_counts
-from headrace.pipelines.settings import identity
 from headrace.pipelines.summary import BatchResult
 from headrace.pipelines.work_folder import WorkFolder
 from headrace.runners.failures import explained
@@ -44,8 +41,6 @@ from headrace.schemas.columns import ENRICHED_SCHEMA
 from headrace.schemas.errors import ConfigError, UntrustedRunError
 from headrace.transforms.batches import conform
 from headrace.transforms.coders import register_coders
-from headrace.transforms.keys import Key
-from headrace.transforms.profiles import ProfileTable
 from headrace.transforms.window_definitions import Windows
 from headrace.transforms.window_partials import finish, merge, partial
 
@@ -125,7 +120,7 @@ def run_batch(
     manifest = open_output(
         out,
         files=[InputRecord(f.origin, f.size_bytes, f.checksum, f.format, f.compression) for f in plan.files],
-        configuration=_identity(config, definition),
+        configuration=definition_identity(config, definition),
         now=config.now,
         clock=clock,
     )
@@ -166,34 +161,6 @@ def run_batch(
             revenue=result.revenue,
             warnings=result.warnings,
         )
-
-
-def build_definition(config: BatchConfig) -> Definition:
-    """Builds the stages that a configuration asks for."""
-    key = Key(config.key_file, create=config.key_file is None)
-    profiles = None
-    if config.profiles is not None:
-        p = config.profiles
-        profiles = ProfileTable(
-            p.path,
-            key_column=p.key_column,
-            valid_from_column=p.valid_from_column,
-            columns=p.columns,
-            prefix=p.prefix,
-            tokenize=key,
-        )
-    definition = Definition(
-        key=key,
-        schema=config.schema,
-        max_age=timedelta(seconds=config.max_age_seconds),
-        max_ahead=timedelta(seconds=config.max_ahead_seconds),
-        country_database=config.country_database,
-        profiles=profiles,
-        rules=config.rules,
-        filter=config.filter,
-    )
-    definition.filters()  # Wrong rules are refused before anything is written.
-    return definition
 
 
 def assemble_pipeline(pipeline: beam.Pipeline, plan: Plan, task: Task) -> None:
@@ -301,20 +268,3 @@ def _check_mapping(config: BatchConfig, plan: Plan) -> None:
             f"{weblogs[0]} is a web log, and `mapping` applies to jsonl, csv, parquet and avro; read it in a run of its own, "
             "without `mapping`"
         )
-
-
-def _identity(config: BatchConfig, definition: Definition) -> dict[str, Any]:
-    """What decides the rows: settings, key, schemas, and the content of the reference files."""
-    content = identity(config)
-    content["key"] = definition.key.fingerprint
-    registry = definition.registry
-    schemas = [registry.get(f"{n}:{v}").document for n in registry.names() for v in registry.versions(n)]
-    content["schemas_checksum"] = hashlib.sha256(json.dumps(schemas, sort_keys=True).encode()).hexdigest()
-    for name, path in (
-        ("profiles", config.profiles.path if config.profiles else None),
-        ("country_database", config.country_database),
-    ):
-        if path:
-            with open(path, "rb") as file:
-                content[f"{name}_checksum"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return content

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from headrace.schemas.columns import ENRICHED_SCHEMA, JSON_COLUMNS
 from headrace.schemas.registry import Registry
-from headrace.transforms.base import Kernel
+from headrace.transforms.assign_position_ids import AssignPositionIds
+from headrace.transforms.base import Kernel, StageTransform
 from headrace.transforms.decode import Decode
 from headrace.transforms.enrich import Enrich
 from headrace.transforms.enrich_country import EnrichCountry
@@ -39,10 +40,14 @@ class Definition:
     metrics: dict[str, Windows] = field(default_factory=lambda: dict(METRICS))
     registry: Registry = field(default_factory=Registry.default)
 
-    def before_dedupe(self, format_: str) -> list[Kernel]:
-        """Returns the kernels from raw records to masked events, for inputs of this format; each is set up."""
+    def before_dedupe(self, format_: str, *, stream: bool = False) -> list[Kernel]:
+        """Returns the kernels from raw records to masked events, for inputs of this format; each is set up.
+
+        Args:
+            stream: the origin is a stream in which a position is for ever: events without an id get one by position.
+        """
         weblog = format_ == "weblog"
-        stages = [
+        stages: list[StageTransform] = [
             Decode(
                 None if weblog else self.schema,
                 format="weblog" if weblog else "json",
@@ -51,6 +56,7 @@ class Definition:
             ),
             Validate(key=self.key, registry=self.registry),
             RejectStale(self.max_age, self.max_ahead, key=self.key),
+            *([AssignPositionIds()] if stream else []),
             EnrichCountry(self.country_database),
             MaskPii(self.key, sensitive=dict.fromkeys(JSON_COLUMNS, "json") | self.registry.sensitive()),
         ]

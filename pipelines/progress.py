@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Protocol, Self, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -14,6 +14,19 @@ from rich.text import Text
 
 PLAIN_EVERY_SECONDS = 5.0
 LIVE_EVERY_SECONDS = 0.1
+
+
+class Shown(Protocol):
+    """What a :class:`Reporter` can show."""
+
+    @property
+    def share(self) -> float | None:
+        """Part of the work that is done, 0 to 1; None if it has no end."""
+        ...
+
+    def describe(self, *, short: bool = False) -> list[str]: ...
+
+    def later(self, seconds: float) -> Self: ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,25 @@ class Progress:
             return None
         return self.elapsed_seconds * (1 - share) / share
 
+    def describe(self, *, short: bool = False) -> list[str]:
+        """Returns the parts of a progress line: phase, share, rows, rate, rejected, times; ``short`` fits into 80 columns."""
+        parts = [self.phase]
+        if self.share is not None:
+            parts.append(f"{self.share:.0%}" + ("" if short else " of input"))
+        parts.append(f"{self.rows:,} rows")
+        if self.rows_per_second is not None:
+            parts.append(f"{self.rows_per_second:,.0f}" + ("/s" if short else " rows/s"))
+        parts.append(f"{self.rejected:,} rejected")
+        parts.append(clock_time(self.elapsed_seconds) + ("" if short else " elapsed"))
+        if self.remaining_seconds is not None:
+            left = clock_time(self.remaining_seconds)
+            parts.append(f"{left} left" if short else f"about {left} left")
+        return parts
+
+    def later(self, seconds: float) -> Self:
+        """Returns the same work that much later."""
+        return replace(self, elapsed_seconds=self.elapsed_seconds + seconds)
+
 
 def clock_time(seconds: float) -> str:
     """Returns ``m:ss`` or ``h:mm:ss``."""
@@ -55,24 +87,8 @@ def clock_time(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def describe(progress: Progress, *, short: bool = False) -> list[str]:
-    """Returns the parts of a progress line: phase, share, rows, rate, rejected, times; ``short`` fits into 80 columns."""
-    parts = [progress.phase]
-    if progress.share is not None:
-        parts.append(f"{progress.share:.0%}" + ("" if short else " of input"))
-    parts.append(f"{progress.rows:,} rows")
-    if progress.rows_per_second is not None:
-        parts.append(f"{progress.rows_per_second:,.0f}" + ("/s" if short else " rows/s"))
-    parts.append(f"{progress.rejected:,} rejected")
-    parts.append(clock_time(progress.elapsed_seconds) + ("" if short else " elapsed"))
-    if progress.remaining_seconds is not None:
-        left = clock_time(progress.remaining_seconds)
-        parts.append(f"{left} left" if short else f"about {left} left")
-    return parts
-
-
 class Reporter:
-    """Shows progress on a stream; call it with each :class:`Progress`, from any thread.
+    """Shows progress on a stream; call it with each :class:`Shown`, from any thread.
 
     Args:
         stream: where to, usually standard error.
@@ -92,7 +108,7 @@ class Reporter:
     ) -> None:
         self._stream = stream
         self._clock = clock
-        self._last: tuple[float, Progress] | None = None
+        self._last: tuple[float, Shown] | None = None
         self._drawn = -float("inf")
         self._began = clock()
         self._live = (
@@ -118,7 +134,7 @@ class Reporter:
         if self._live is not None:
             self._live.stop()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: Shown) -> None:
         now = self._clock()
         self._last = (now, progress)
         if self._live is not None:
@@ -127,24 +143,17 @@ class Reporter:
                 self._live.refresh()
         elif now - max(self._drawn, self._began) >= PLAIN_EVERY_SECONDS:
             self._drawn = now
-            print(", ".join(describe(progress)), file=self._stream, flush=True)
+            print(", ".join(progress.describe()), file=self._stream, flush=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self._last is None:
             yield Text("starting …", style="dim")
             return
         seen, progress = self._last
-        current = Progress(
-            progress.rows,
-            progress.rejected,
-            progress.bytes_read,
-            progress.bytes_total,
-            progress.elapsed_seconds + max(0.0, self._clock() - seen),
-            progress.phase,
-        )
+        current = progress.later(max(0.0, self._clock() - seen))
         line = Table.grid(padding=(0, 1))
         cells: list[ProgressBar | Text] = [
-            Text(" · ".join(describe(current, short=True)), no_wrap=True, overflow="ellipsis")
+            Text(" · ".join(current.describe(short=True)), no_wrap=True, overflow="ellipsis")
         ]
         if current.share is not None:
             cells.insert(0, ProgressBar(total=1.0, completed=current.share, width=10))

@@ -8,7 +8,7 @@ from headrace.pipelines.event_settings import EventSettings
 from headrace.pipelines.settings import about
 from headrace.schemas.errors import ConfigError
 
-StreamFormat = Literal["json", "weblog"]
+StreamFormat = Literal["auto", "json", "weblog"]
 
 MOST_READERS, MOST_SHARDS = 64, 256
 
@@ -29,7 +29,11 @@ class StreamConfig(EventSettings):
         ),
     )
     format: StreamFormat = field(
-        default="json", metadata=about("What a record holds: one JSON document, or a line of a web log.")
+        default="auto",
+        metadata=about(
+            "What a record holds: one JSON document, or a line of a web log; auto takes what the source's address says, else "
+            "json. The files of dir: are of any kind that a batch reads."
+        ),
     )
     readers: int = field(
         default=1,

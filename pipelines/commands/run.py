@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from headrace.pipelines.commands import run_stream
 from headrace.pipelines.config import BatchConfig, load_config
 from headrace.pipelines.settings import dump
 from headrace.schemas.errors import UntrustedRunError
@@ -96,6 +97,12 @@ def batch(
     config.require_paths()
     own = [name for parameter in context.command.params for name in parameter.opts]
     run(config, runner, context.args, own=own, as_json=as_json, quiet=quiet)
+
+
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog=run_stream.EXAMPLES,
+)(run_stream.stream)
 
 
 def run(

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from headrace.pipelines.progress import Progress, Reporter, clock_time, describe
+from headrace.pipelines.progress import Progress, Reporter, clock_time
 
 
 class FakeClock:
@@ -34,7 +34,7 @@ def test_times_read_as_on_a_clock(seconds: float, text: str) -> None:
 def test_rates_and_times_follow_from_the_counts() -> None:
     half = progress(30, rows=12_000, read=500)
     assert (half.share, half.rows_per_second, half.remaining_seconds) == (0.5, 400.0, 30.0)
-    assert describe(half) == [
+    assert half.describe() == [
         "reading", "50% of input", "12,000 rows", "400 rows/s", "1,200 rejected", "0:30 elapsed", "about 0:30 left",
     ]  # fmt: skip
 
@@ -46,7 +46,7 @@ def test_nothing_is_estimated_without_a_ground() -> None:
     assert progress(5, rows=10, read=1200).share == 1.0
     unknown = progress(5, rows=10, total=0)
     assert unknown.share is None
-    assert describe(unknown) == ["reading", "10 rows", "2 rows/s", "1 rejected", "0:05 elapsed"]
+    assert unknown.describe() == ["reading", "10 rows", "2 rows/s", "1 rejected", "0:05 elapsed"]
 
 
 def test_without_a_terminal_a_line_comes_every_five_seconds() -> None:

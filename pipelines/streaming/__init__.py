@@ -1,0 +1,1 @@
+"""The streaming pipeline: numbered polls through stateful stages to exactly-once commits."""

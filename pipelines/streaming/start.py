@@ -1,0 +1,151 @@
+"""How a stream starts: as the job that was drained, as one that crashed, or as a new one from the lake."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from headrace.connectors.map_fields import compile_mapping
+from headrace.connectors.resume_stream import resume_positions, roll_back
+from headrace.connectors.stream_output import JobRecord, StreamOutput
+from headrace.connectors.stream_source import Source
+from headrace.pipelines.build_definition import definition_identity
+from headrace.pipelines.definition import Definition
+from headrace.pipelines.stream_config import StreamConfig, end_of
+from headrace.pipelines.streaming.engine import Engine
+from headrace.pipelines.streaming.seed import Seed
+from headrace.pipelines.streaming.stream_task import StreamTask
+from headrace.schemas.errors import ConfigError
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Start:
+    """The decision."""
+
+    output: StreamOutput
+    config: StreamConfig
+    definition: Definition
+    source: Source
+    record: JobRecord
+    restore: str | None
+    """Savepoint or checkpoint that the job goes on from; None: from the record's positions."""
+    now: datetime
+
+    @classmethod
+    def plan(
+        cls,
+        output: StreamOutput,
+        config: StreamConfig,
+        definition: Definition,
+        source: Source,
+        engine: Engine,
+        *,
+        rebuild: str | None,
+        clock: Callable[[], datetime],
+    ) -> "Start":
+        """Decides, ends what a killed launcher left running, and prepares the output.
+
+        Raises:
+            ConfigError: the output was written under another definition and ``rebuild`` does not say to go on.
+        """
+        configuration = definition_identity(config, definition)
+        layout = {
+            "readers": config.readers,
+            "shards": config.shards,
+            "window_shards": config.window_shards,
+        }
+        last = output.last
+        if rebuild is not None and Path(rebuild).absolute() != output.out:
+            raise ConfigError(
+                f"--rebuild-state-from is {rebuild}, the output is {config.output}; state can be rebuilt only from the lake that "
+                "the stream goes on writing to: name it in both"
+            )
+        if last is not None and rebuild is None:
+            _require_same(last, source, configuration)
+        restore = None
+        if last is not None:
+            name = StreamTask.name_of(str(output.out), last.name)
+            restore = engine.recover(name, last.state)
+            if rebuild is not None or {k: last.layout[k] for k in layout} != layout:
+                restore = None
+        if last is not None and restore is not None:
+            return cls(output, config, definition, source, last, restore, clock())
+        resume = None if last is None else resume_positions(output.out)
+        record = JobRecord.new(
+            output.jobs,
+            source=source.name,
+            layout={**layout, "positions": source.start(config.readers, resume)},
+            configuration=configuration,
+            clock=clock,
+        )
+        if resume is not None:
+            roll_back(
+                output.out,
+                resume,
+                jobs=[job.name for job in output.jobs],
+                committed_at=round(clock().timestamp() * 1_000_000),
+            )
+            seed = Seed.plan(output.out, definition, config.dedupe_seconds, config.window_shards)
+            record.layout["seed"] = seed.as_dict()
+        output.add(record)
+        return cls(output, config, definition, source, record, None, clock())
+
+    def task(self, checkpoints: str | None) -> StreamTask:
+        """Returns what the workers need.
+
+        Args:
+            checkpoints: URL of Flink's REST service, if the job runs there.
+        """
+        config = self.config
+        until = None if config.until is None else end_of(config.until, self.now)
+        seed = self.record.layout.get("seed")
+        return StreamTask(
+            output=str(self.output.out),
+            number=self.output.jobs.index(self.record),
+            job=self.record.name,
+            run=secrets.token_hex(4),
+            source=self.source,
+            positions=tuple(self.record.layout["positions"]),
+            definition=self.definition,
+            mapping=(
+                compile_mapping(config.mapping)
+                if config.mapping and not config.source.startswith("dir:")
+                else None
+            ),
+            compression=config.compression,
+            shards=config.shards,
+            window_shards=config.window_shards,
+            horizon=timedelta(seconds=config.dedupe_seconds),
+            watermark_delay_us=config.watermark_delay_seconds * 1_000_000,
+            idle_us=config.idle_seconds * 1_000_000,
+            allowed_lateness_us=config.allowed_lateness_seconds * 1_000_000,
+            early_seconds=config.early_seconds,
+            poll_rows=config.poll_rows,
+            poll_seconds=config.poll_seconds,
+            commit_us=round(config.commit_seconds * 1_000_000),
+            poison_attempts=config.poison_attempts,
+            max_events=config.max_events,
+            until_us=None if until is None else round(until.timestamp() * 1_000_000),
+            checkpoints=checkpoints,
+            seed=None if seed is None else Seed(**seed),
+        )
+
+
+def _require_same(last: JobRecord, source: Source, configuration: dict[str, Any]) -> None:
+    """Refuses to go on under another definition without a word."""
+    differences = [
+        f"{key} was {last.configuration.get(key)!r}, is {configuration.get(key)!r}"
+        for key in sorted({*last.configuration, *configuration})
+        if last.configuration.get(key) != configuration.get(key)
+    ]
+    if last.source != source.name:
+        differences.insert(0, f"source was {last.source}, is {source.name}")
+    if differences:
+        raise ConfigError(
+            f"the output was written with another configuration: {'; '.join(differences[:_SHOWN])}. To go on with the new one add "
+            "--rebuild-state-from OUT (a new job, its state rebuilt from the lake), or name another --output"
+        )

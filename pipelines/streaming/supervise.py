@@ -1,0 +1,177 @@
+"""Keeping a stream running: start, watch, restart, drain."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from headrace.connectors.stream_ledger import StreamTotals, read_stream_ledger
+from headrace.connectors.stream_output import JobRecord, StreamOutput
+from headrace.pipelines.logs import without_values
+from headrace.pipelines.streaming.engine import Engine
+from headrace.pipelines.streaming.stream_progress import StreamProgress
+from headrace.pipelines.streaming.stream_task import DRAIN, StreamTask
+from headrace.schemas.errors import HeadraceError, UntrustedRunError
+
+if TYPE_CHECKING:
+    from headrace.pipelines.streaming.telemetry import Event, Telemetry
+
+LOOK_SECONDS = 0.5
+DRAIN_SECONDS = 300.0
+RESTARTS = 20
+"""In a row without a commit between them."""
+PAUSE_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Runs one job until it has ended as it should.
+
+    Args:
+        engine: the runner.
+        on_progress: called about twice a second.
+        telemetry: told the same.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        task: StreamTask,
+        record: JobRecord,
+        output: StreamOutput,
+        *,
+        stop: threading.Event,
+        on_progress: Callable[[StreamProgress], None] | None = None,
+        telemetry: "Telemetry | None" = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._engine, self._task, self._record, self._output = engine, task, record, output
+        self._stop = stop
+        self._on_progress = on_progress
+        self._telemetry = telemetry
+        self._clock = clock
+        self._began = time.monotonic()
+        self._phase = "starting"
+        self._commits_before = 0
+        self._seen: list[tuple[float, int]] = []
+        self.restarts = 0
+
+    def run(self, restore: str | None) -> None:
+        """Returns once everything that was read is committed and the job has ended.
+
+        Args:
+            restore: savepoint or checkpoint to start from; None: from the task's positions.
+
+        Raises:
+            UntrustedRunError: the ledger does not balance, or the drain did not end in time.
+            HeadraceError: the runner gave the job up.
+        """
+        self._task.control.clear()
+        in_a_row = 0
+        with ExitStack() as stack:
+            stack.callback(self._engine.cancel)
+            while True:
+                self._engine.start(self._task.job_name, restore)
+                before = self._commits_before = self._totals().commits
+                reason = self._watch()
+                if reason is None:
+                    break
+                in_a_row = 0 if self._totals().commits > before else in_a_row + 1
+                restore = self._engine.restore_point()
+                if restore is None or in_a_row >= RESTARTS:
+                    raise HeadraceError(
+                        f"the job has ended: {without_values(reason)}. What is committed is whole; the same command goes on "
+                        "from there"
+                    )
+                self.restarts += 1
+                self._tell("restart")
+                self._phase = "restarting"
+                _log.error("the job has ended: %s; restart %d from %s", reason, self.restarts, restore)
+                time.sleep(PAUSE_SECONDS)
+            stack.pop_all()
+        self._tell("stop")
+        self._remember(self._engine.stop())
+        self._report()
+
+    def _tell(self, event: "Event") -> None:
+        if self._telemetry is not None:
+            self._telemetry.event(event)
+
+    def _remember(self, state: str | None) -> None:
+        """Saves where the job's state is, for the next launcher."""
+        if state is not None and state != self._record.state:
+            self._record.state = state
+            self._output.save()
+
+    def _watch(self) -> str | None:
+        """Returns None once the job is drained, or why it is no longer running."""
+        deadline = None
+        alarmed: str | None = None
+        while True:
+            totals = self._report()
+            if not totals.balanced:
+                raise UntrustedRunError(
+                    f"the ledger does not balance: {totals.fault}. Nothing is committed any more; the job is cancelled. Keep the "
+                    "output as evidence and report it as a bug; to go on, start with --rebuild-state-from OUT"
+                )
+            if self._drained(totals):
+                return None
+            reason = self._engine.ended()
+            if reason is not None:
+                return reason
+            self._remember(self._engine.restore_point())
+            alarm = self._engine.alarm()
+            if alarm and alarm != alarmed:
+                _log.error("%s", alarm)
+                self._tell("alarm")
+            alarmed = alarm
+            if self._stop.is_set() and deadline is None:
+                self._task.control.ask(DRAIN)
+                self._phase = "draining"
+                deadline = time.monotonic() + DRAIN_SECONDS
+            if deadline is not None and time.monotonic() > deadline:
+                raise UntrustedRunError(
+                    f"what was read is not committed {DRAIN_SECONDS:.0f} s after the readers were told to stop; the job is "
+                    "cancelled. Nothing is lost: the same command goes on from the last checkpoint, or from the lake"
+                )
+            time.sleep(LOOK_SECONDS)
+
+    def _drained(self, totals: StreamTotals) -> bool:
+        """True once the ledger has the last poll of every reader, and all rows of all polls."""
+        if totals.commits <= self._commits_before:
+            return False
+        return totals.drained and totals.readers_at_end == self._task.readers
+
+    def _totals(self) -> StreamTotals:
+        return read_stream_ledger(self._output.out, positions=False)
+
+    def _report(self) -> StreamTotals:
+        totals = self._totals()
+        now = self._clock()
+        if totals.commits > self._commits_before and self._phase in ("starting", "restarting"):
+            self._phase = "running"
+        if not self._seen or self._seen[-1][1] != totals.rows_in:
+            self._seen = [*self._seen[-9:], (now, totals.rows_in)]
+        rate = None
+        if len(self._seen) > 1:
+            (first, rows), (last, more) = self._seen[0], self._seen[-1]
+            rate = (more - rows) / max(last - first, now - last, 1e-3)
+        progress = StreamProgress(
+            rows=totals.rows_in,
+            accepted=totals.accepted,
+            rejected=sum(sum(reasons.values()) for reasons in totals.rejected.values()),
+            rows_per_second=rate,
+            behind=totals.behind,
+            watermark_delay_seconds=None if totals.watermark is None else now - totals.watermark.timestamp(),
+            committed_seconds=None if totals.last_commit is None else now - totals.last_commit.timestamp(),
+            elapsed_seconds=time.monotonic() - self._began,
+            phase=self._phase,
+        )
+        if self._on_progress is not None:
+            self._on_progress(progress)
+        if self._telemetry is not None:
+            self._telemetry.update(progress, totals)
+        return totals
