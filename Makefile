@@ -6,8 +6,10 @@ STAMP := $(VENV)/.installed
 ROOMS := pipelines runners connectors simulator transforms schemas
 DEMO := build/demo
 EVENTS ?= 200000
+SEED ?= 7
+KILLS ?= 20
 
-.PHONY: install demo test check test-integration bench clean
+.PHONY: install demo test check test-integration test-chaos bench clean
 
 install: $(STAMP)
 
@@ -40,7 +42,10 @@ check: $(STAMP)
 	@cd build/src && ../../$(BIN)/mypy --config-file ../../pyproject.toml --namespace-packages --explicit-package-bases -p headrace
 
 test-integration: $(STAMP)
-	@$(BIN)/pytest -m integration
+	@$(BIN)/pytest -m "integration and not chaos"
+
+test-chaos: $(STAMP)
+	@$(BIN)/python -m tests.chaos.run --seed $(SEED) --kills $(KILLS)
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.run

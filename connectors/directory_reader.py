@@ -49,6 +49,9 @@ _LOOK_SECONDS = 1.0
 """How often the directory is looked at while there is something to read."""
 _LEAST_BLOCK = 1 << 16
 
+NOTHING_WAITS = {"": 0}
+"""Files are many and come and go, so those that are read are not named; but naming none would mean that nothing is known."""
+
 Rows = Iterator[pa.RecordBatch]
 
 
@@ -96,6 +99,7 @@ class DirectoryReader:
         behind |= {f.origin: f.size - f.offset for f in self._watch.waiting()}
         if self._file is not None:
             behind[self._file.origin] = max(self._file.size - self._file.offset, 1)
+        behind = behind or NOTHING_WAITS
         batch = concat(batches) if batches else pa.RecordBatch.from_pylist([], RAW_SCHEMA)
         return Poll(batch, self._position.pack(), tuple(reads.values()), behind)
 

@@ -2,10 +2,11 @@
 
 import functools
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from headrace.connectors.commit_state import Mark
-from headrace.connectors.commit_stream import METRICS
+from headrace.connectors.commit_stream import LATE, METRICS
 from headrace.connectors.compact_lake import writer_properties
 from headrace.connectors.delta_commit import settle
 from headrace.connectors.stream_accounts import Accounts, Rejected, Step, add_rejected
@@ -76,13 +77,14 @@ def roll_back(
     jobs: Collection[str],
     committed_at: int,
     origin_prefix: str = "",
+    late: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> RolledBack:
     """Takes all rows beyond the positions out of lake and quarantine, so that reading on from there makes no row twice.
 
     First the jobs of the past are shut out of the tables: whatever is left of them fails at its next commit. Then what will be left
     is counted and held against the ledger, which gets a row with it; and then the rows are deleted (files with such rows
     are rewritten, the old ones stay on disk until ``remove_replaced``). Idempotent, also when killed half-way; to be called before
-    every start from the lake. Late rows of ``OUT/late`` stay; those of polls that are read again are there twice.
+    every start from the lake. The same goes for the rows of ``OUT/late`` of polls that are read again.
 
     Reads origin and position of all rows of both tables, file by file.
 
@@ -90,6 +92,7 @@ def roll_back(
         positions: as :func:`resume_positions` returned them. Of an origin that it lacks all rows are taken out.
         jobs: all jobs that were ever started for this output; not the new one.
         committed_at: µs since 1970, for the ledger.
+        late: {window table: conditions} of late rows that count in windows again, because the new job fires these anew.
         origin_prefix: how the origins of the stream begin (``orders/``); rows of other origins stay. Empty: all are the stream's.
 
     Raises:
@@ -103,7 +106,8 @@ def roll_back(
         _shut_out(out, row.app_id)
     found = {name: _Rows(Path(out) / name, positions, origin_prefix) for name in TABLES}
     if row is not None:
-        _go_back(out, row, found, committed_at)
+        _go_back(out, row, found, committed_at, late)
+    _delete_late(out, _unheard(ledger, jobs))
     for name in TABLES:
         found[name].delete_beyond()
     times = found[EVENTS].event_times
@@ -115,10 +119,15 @@ def roll_back(
     )
 
 
-def recent_ids(out: str | os.PathLike[str], since_us: int) -> Iterator[pa.RecordBatch]:
+def recent_ids(
+    out: str | os.PathLike[str], since_us: int, *, version: int | None = None
+) -> Iterator[pa.RecordBatch]:
     """Yields the ids of accepted rows with an ingest time from ``since_us`` on, to seed the state of dedupe with.
 
     One row group at a time is in memory; files and row groups that are older are not read. Call :func:`roll_back` before.
+
+    Args:
+        version: of the lake's table; None: the present one.
 
     Yields:
         batches of ``event_id`` (string), ``ingest_time`` and ``payload``: uint64, what :func:`payload_hashes
@@ -133,7 +142,7 @@ def recent_ids(out: str | os.PathLike[str], since_us: int) -> Iterator[pa.Record
         return
     agents = _user_agents()
     since = pa.scalar(since_us, pa.timestamp("us", tz="UTC"))
-    actions = pa.table(DeltaTable(os.fspath(root)).get_add_actions(flatten=True))
+    actions = pa.table(DeltaTable(os.fspath(root), version=version).get_add_actions(flatten=True))
     latest = "max.ingest_time"
     for action in actions.select([n for n in ("path", latest) if n in actions.column_names]).to_pylist():
         # Deltalake cuts a maximum down to milliseconds.
@@ -222,8 +231,57 @@ def _shut_out(out: str | os.PathLike[str], app_id: str) -> None:
             table.append([], app_id, fence)
 
 
+def _late_kept(
+    out: str | os.PathLike[str], row: LedgerRow, late: Mapping[str, Sequence[str]]
+) -> dict[str, int]:
+    """Takes out the late rows of the job's polls that are not done and those asked for; returns how many are left, by table."""
+    readers = row.accounts.readers
+    job = f"job = '{row.app_id}'"
+    terms = [f"({job} AND reader = {number} AND poll >= {reader.done})" for number, reader in readers.items()]
+    known = ", ".join(map(str, readers))
+    _delete_late(out, [*terms, f"({job} AND reader NOT IN ({known}))" if known else f"({job})"], late)
+    return {
+        folder.name: pc.sum(pa.table(DeltaTable(os.fspath(folder)).get_add_actions())["num_records"]).as_py()
+        or 0
+        for folder in _tables(Path(out) / LATE)
+    }
+
+
+def _unheard(ledger: DeltaTable | None, jobs: Collection[str]) -> list[str]:
+    """Returns the condition for rows of each job that has died before its first commit reached the ledger."""
+    heard: set[str] = set()
+    if ledger is not None:
+        heard = set(ledger.to_pyarrow_table(columns=["app_id"]).column("app_id").to_pylist())
+    return [f"(job = '{job}')" for job in sorted({*jobs} - heard)]
+
+
+def _delete_late(
+    out: str | os.PathLike[str],
+    everywhere: Sequence[str],
+    by_table: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> None:
+    """Deletes the rows of ``OUT/late`` for which one of the conditions is true."""
+    for folder in _tables(Path(out) / LATE):
+        terms = [*everywhere, *by_table.get(folder.name, ())]
+        table = DeltaTable(os.fspath(folder))
+        for start in range(0, len(terms), _ORIGINS_AT_ONCE):
+            table.delete(
+                " OR ".join(terms[start : start + _ORIGINS_AT_ONCE]),
+                writer_properties=writer_properties(table),
+            )
+
+
+def _tables(root: Path) -> list[Path]:
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    return [folder for folder in folders if DeltaTable.is_deltatable(os.fspath(folder))]
+
+
 def _go_back(
-    out: str | os.PathLike[str], row: LedgerRow, found: Mapping[str, _Rows], committed_at: int
+    out: str | os.PathLike[str],
+    row: LedgerRow,
+    found: Mapping[str, _Rows],
+    committed_at: int,
+    late: Mapping[str, Sequence[str]],
 ) -> None:
     """Writes the ledger's row of a roll-back: the totals of what is kept, no poll open. Not twice in a row.
 
@@ -247,10 +305,12 @@ def _go_back(
         )
     if row.kind == ROLLBACK:
         return
+    new.late = _late_kept(out, row, late)
     rejected: Rejected = {}
     add_rejected(rejected, new.rejected)
     add_rejected(rejected, accounts.rejected, -1)
-    step = Step(-open_rows, new.accepted - accounts.accepted, rejected)
+    less = {name: rows - accounts.late.get(name, 0) for name, rows in new.late.items()}
+    step = Step(-open_rows, new.accepted - accounts.accepted, rejected, less)
     table = StreamTable(Path(out) / TABLE, statistics=STATISTICS)
     table.prepare(LEDGER_SCHEMA)
     table.refresh()
@@ -276,9 +336,7 @@ def _payload(batch: pa.RecordBatch, agents: UserAgents) -> pa.Array:
 def _windows(root: Path, low: datetime, high: datetime) -> dict[str, int]:
     """Counts the result rows whose window holds a time in [low, high]."""
     counts = {}
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if not DeltaTable.is_deltatable(os.fspath(folder)):
-            continue
+    for folder in _tables(root):
         rows = 0
         for path in pa.table(DeltaTable(os.fspath(folder)).get_add_actions()).column("path").to_pylist():
             for batch in _batches(folder / path, ["window_start", "window_end"]):
@@ -300,8 +358,18 @@ def _batches(path: Path, columns: Collection[str], *, dictionary: bool = False) 
         here = [name for name in columns if name in names]
         coded = [name for name in here if name in ("origin", "stage", "reason")] if dictionary else []
         with pq.ParquetFile(path, memory_map=True, read_dictionary=coded) as file:
-            yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=here, use_threads=False)
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=here, use_threads=False):
+                yield _without_views(batch)
     except (OSError, pa.ArrowInvalid) as error:
         raise UntrustedRunError(
             f"file {path} of the committed table can't be read: {error}. Read into another --output"
         ) from error
+
+
+def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Returns the batch in types that can be filtered: files that deltalake has rewritten say that their texts are views."""
+    types = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    if not any(type_ in types for type_ in batch.schema.types):
+        return batch
+    columns = [c.cast(types.get(c.type, c.type)) for c in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)

@@ -12,6 +12,7 @@ import msgspec
 
 from headrace.connectors.stream_entries import (
     EVENTS,
+    EndEntry,
     Entry,
     FilesEntry,
     LateEntry,
@@ -58,6 +59,8 @@ class ReaderAccount(msgspec.Struct, array_like=True):
     position: str = ""
     final: bool = False
     open: dict[int, OpenPoll] = {}
+    read_at: int | None = None
+    """When the last of them was read, µs."""
 
 
 class Step(msgspec.Struct):
@@ -83,6 +86,8 @@ class Accounts(msgspec.Struct, array_like=True):
     late: dict[str, int] = {}
     earlier_watermark: int | None = None
     """Of the job before."""
+    ended: list[int] = []
+    """Keys of the window tables' shards that have come to the end of the stream."""
 
     def after(self, entries: Sequence[Entry], step: Step) -> "Accounts":
         """Returns the accounts with the entries of one packed list; adds to ``step`` what they changed. This one is unchanged.
@@ -101,6 +106,8 @@ class Accounts(msgspec.Struct, array_like=True):
             elif isinstance(entry, LateEntry):
                 for counts in (new.late, step.late):
                     counts[entry.name] = counts.get(entry.name, 0) + entry.count
+            elif isinstance(entry, EndEntry) and entry.key not in new.ended:
+                new.ended.append(entry.key)
             if isinstance(entry, PollEntry | ShardEntry):
                 touched.add((entry.reader, entry.poll))
         for reader, poll in sorted(touched):
@@ -259,6 +266,7 @@ def _advance(reader: ReaderAccount, step: Step) -> None:
         reader.watermark = entry.watermark
         reader.position = entry.position
         reader.final = entry.final
+        reader.read_at = entry.read_at
         if entry.receipt:
             step.receipts.append(entry.receipt)
         for read in entry.reads:

@@ -22,6 +22,8 @@ from headrace.transforms.batches import plain
 EVENTS: Final = "events"
 QUARANTINE: Final = "quarantine"
 TABLES = (EVENTS, QUARANTINE)
+JOB = "job"
+"""Column of late rows: the job that sent them, as the numbers of its polls are its own."""
 _OPTIONS = pa.ipc.IpcWriteOptions(use_threads=False)
 
 
@@ -105,7 +107,13 @@ class LateEntry(msgspec.Struct, frozen=True, array_like=True, tag="l"):
         return _from_ipc(self.rows)
 
 
-Entry = PollEntry | ShardEntry | FilesEntry | MetricEntry | LateEntry
+class EndEntry(msgspec.Struct, frozen=True, array_like=True, tag="e"):
+    """A shard of a window table has come to the end of the stream: all of its results went before this."""
+
+    key: int
+
+
+Entry = PollEntry | ShardEntry | FilesEntry | MetricEntry | LateEntry | EndEntry
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(list[Entry])

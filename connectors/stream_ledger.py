@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,6 +88,15 @@ class LedgerRow:
         return self.accounts.next_job()
 
 
+class ReaderTotals(NamedTuple):
+    """How far one reader has come."""
+
+    done: int
+    """Polls 0 to ``done`` - 1 are in the tables with all of their rows."""
+    final: bool
+    """True if the last of them is the last of a run."""
+
+
 @dataclass(frozen=True)
 class StreamTotals:
     """Where a stream stands, from the lake alone."""
@@ -111,6 +120,10 @@ class StreamTotals:
     """Readers whose last poll is done."""
     last_commit: datetime | None = None
     commits: int = 0
+    readers: dict[int, ReaderTotals] = field(default_factory=dict)
+    windows_ended: int = 0
+    """Shards of window tables that have come to the end of the stream."""
+    """Of the present job."""
 
     @property
     def drained(self) -> bool:
@@ -152,7 +165,30 @@ def read_stream_ledger(out: str | os.PathLike[str], *, positions: bool = True) -
         readers_at_end=sum(reader.final for reader in accounts.readers.values()),
         last_commit=row["committed_at"],
         commits=row["number"] + 1,
+        windows_ended=len(accounts.ended),
+        readers={
+            number: ReaderTotals(reader.done, reader.final) for number, reader in accounts.readers.items()
+        },
     )
+
+
+def settled_until(out: str | os.PathLike[str], app_id: str, readers: int) -> int | None:
+    """Returns the time in µs up to which all polls of a job are done, all of its readers' and by their clocks.
+
+    What a stage has made from messages up to then holds no row that is not in the tables.
+
+    Args:
+        readers: how many the job has.
+
+    Returns:
+        None: of a reader no poll is done; or the last row of the ledger is no commit of this job.
+    """
+    table = open_ledger(out)
+    row = None if table is None else last_row(table)
+    if row is None or row.kind != COMMIT or row.app_id != app_id:
+        return None
+    times = [reader.read_at for reader in row.accounts.readers.values() if reader.read_at is not None]
+    return min(times) if len(times) == readers else None
 
 
 def open_ledger(out: str | os.PathLike[str]) -> DeltaTable | None:

@@ -26,6 +26,7 @@ _COMMANDS = {
     "doctor": "doctor",
     "key": "app",
     "cluster": "app",
+    "lake": "app",
 }
 """Module of ``pipelines/commands`` to what it holds: ``app``, with commands of its own, or a function."""
 

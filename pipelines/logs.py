@@ -30,6 +30,8 @@ NOISY = (
     "urllib3",
 )
 """Loggers of others that tell much while nothing is wrong; they are heard from ``warning`` on."""
+CHATTY = ("apache_beam.utils.subprocess_server", "PrismRunner")
+"""Loggers whose warnings are about nothing that a user can change; they are heard from ``error`` on."""
 WITHHELD = "(withheld: it may quote a document)"
 PROGRESS_SECONDS = 30.0
 
@@ -67,6 +69,9 @@ def configure_logs(
         raise ConfigError(f"--log-level is {level!r}; it is one of {', '.join(LEVELS)}")
     number: int = getattr(logging, level.upper())
     handler = _Handler(stream)
+    handler.setLevel(number)
+    if number > logging.DEBUG:
+        handler.addFilter(_without_chatter)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h, _Handler)]:
@@ -83,6 +88,11 @@ def name_job(job: str | None) -> None:
     """Puts the name of a job into every line from now on, whatever thread it is of."""
     global _job
     _job = job
+
+
+def _without_chatter(record: logging.LogRecord) -> bool:
+    """Beam says as warnings that it starts and stops Prism, and sets the level of Prism's own logger itself."""
+    return record.name not in CHATTY or record.levelno >= logging.ERROR
 
 
 class _Handler(logging.StreamHandler[TextIO]):

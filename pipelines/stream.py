@@ -17,6 +17,7 @@ from headrace.connectors.ledger import Ledger
 from headrace.connectors.map_fields import compile_mapping
 from headrace.connectors.stream_ledger import read_stream_ledger
 from headrace.connectors.stream_output import open_stream_output
+from headrace.connectors.stream_sinks import REJECT_COLUMNS, open_sink
 from headrace.connectors.stream_sources import open_source
 from headrace.pipelines.build_definition import build_definition
 from headrace.pipelines.logs import name_job
@@ -28,6 +29,7 @@ from headrace.pipelines.streaming.stream_progress import StreamProgress
 from headrace.pipelines.streaming.stream_task import StreamTask
 from headrace.pipelines.streaming.supervise import Supervisor
 from headrace.pipelines.streaming.telemetry import Telemetry
+from headrace.pipelines.streaming.upkeep import Upkeep
 from headrace.runners.failures import explained
 from headrace.runners.flink import rest_address
 from headrace.runners.flink_rest import FlinkRest
@@ -100,8 +102,12 @@ def run_stream(
         mapping=compile_mapping(config.mapping) if config.mapping else None,
         schema=definition.registry.get(config.schema).document if config.schema else None,
     )
+    sinks = [open_sink(url, definition.lake_schema().names) for url in config.sink]
+    quarantine_sinks = [open_sink(url, REJECT_COLUMNS) for url in filter(None, [config.quarantine_sink])]
     if not dry_run:
         source.check()
+        for sink in (*sinks, *quarantine_sinks):
+            sink.check()
     with ExitStack() as stack:
         place = Path(config.output)
         if dry_run:
@@ -126,9 +132,16 @@ def run_stream(
             else FlinkEngine(options_for, build, rest, savepoints_folder(rest, output.out))
         )
         start = Start.plan(
-            output, config, definition, source, engine, rebuild=rebuild_state_from, clock=clock
+            output,
+            config,
+            definition,
+            source,
+            engine,
+            rebuild=rebuild_state_from,
+            clock=clock,
+            connect=not dry_run,
         )
-        task = start.task(rest.url if rest else None)
+        task = start.task(rest.url if rest else None, sinks, quarantine_sinks)
         if dry_run:
             build(options_for(task.job_name, None), rest is not None).to_runner_api()
             return StreamResult(Path(config.output), task.job, None, {}, 0, time.monotonic() - began)
@@ -146,7 +159,7 @@ def run_stream(
             on_progress=on_progress,
             telemetry=telemetry,
         )
-        with explained():
+        with explained(), Upkeep(output.out, config.compact_seconds):
             supervisor.run(start.restore)
         totals = read_stream_ledger(output.out, positions=False)
         return StreamResult(

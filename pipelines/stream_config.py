@@ -35,6 +35,32 @@ class StreamConfig(EventSettings):
             "json. The files of dir: are of any kind that a batch reads."
         ),
     )
+    sink: list[str] = field(
+        default_factory=list,
+        metadata=about(
+            "Topics that get every accepted event as JSON beside the lake: kafka://HOST:PORT/TOPIC or "
+            "pubsub://PROJECT/topics/TOPIC. At least once: after a crash events come again, with the same event_id, which is "
+            "the key. The stream waits for a sink that is away; none of its events is dropped.",
+            identity=False,
+        ),
+    )
+    quarantine_sink: str | None = field(
+        default=None,
+        metadata=about(
+            "Topic that gets every rejected row as JSON: where it came from, stage, reason and message, and its sealed document "
+            "in base64. At least once, as `sink`.",
+            identity=False,
+        ),
+    )
+    compact_seconds: float = field(
+        default=60.0,
+        metadata=about(
+            "How often small files of the output's tables are made into larger ones while the stream runs; 0: never, then run "
+            "`headrace lake compact OUT`. Commits get slower with each thousand files.",
+            minimum=0,
+            identity=False,
+        ),
+    )
     readers: int = field(
         default=1,
         metadata=about(

@@ -18,6 +18,7 @@ Source: Beam's container contract, https://s.apache.org/beam-fn-api-container-co
 
 import argparse
 import hashlib
+import io
 import json
 import logging
 import os
@@ -25,9 +26,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import venv
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +87,7 @@ class Environments:
         for name, content in sorted(files.items()):
             if name in ("", ".", "..") or Path(name).name != name:
                 raise BootError(f"staged file {name!r} is not a plain name")
-            digest.update(repr((name, hashlib.sha256(content).digest())).encode())
+            digest.update(repr((name, _digest(content))).encode())
         folder = self._folder / digest.hexdigest()[:16]
         with self._lock:
             if not folder.exists():
@@ -115,6 +118,20 @@ class Environments:
             _pip(python, *build, str(staged / name))
         if "workflow.tar.gz" in files:
             _pip(python, *build, str(staged / "workflow.tar.gz"))
+
+
+def _digest(content: bytes) -> bytes:
+    """Returns a hash of a staged file; of an archive that of its members, as each build of one sdist has other times in it."""
+    digest = hashlib.sha256()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
+            for member in sorted(archive.getmembers(), key=lambda member: member.name):
+                data = archive.extractfile(member) if member.isfile() else None
+                inside = hashlib.sha256(data.read()).digest() if data is not None else b""
+                digest.update(repr((member.name, member.type, member.mode, member.linkname, inside)).encode())
+    except (tarfile.TarError, OSError, EOFError, zlib.error):
+        return hashlib.sha256(content).digest()
+    return digest.digest()
 
 
 def python_of(folder: Path) -> Path:

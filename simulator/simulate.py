@@ -69,7 +69,7 @@ def simulate(
     if not 0 <= fault_rate <= 1:
         raise ConfigError(f"fault_rate={fault_rate} must lie between 0 and 1; 0 injects no faults")
     chosen = _families(families)
-    length = parse_duration(span, "span") if isinstance(span, str) else span or _span(events, rate)
+    length = parse_duration(span, "span") if isinstance(span, str) else span or default_span(events, rate)
     if not timedelta(milliseconds=1) <= length <= timedelta(days=3660):
         raise ConfigError(
             f"span={span!r} must be longer than nothing and at most 10 years; set it, or another rate"
@@ -79,7 +79,8 @@ def simulate(
     return Simulation(Settings(events, seed, begin, length, disturbed, chosen, fault_rate), pacer)
 
 
-def _span(events: int, rate: float | None) -> timedelta:
+def default_span(events: int, rate: float | None) -> timedelta:
+    """Returns the event time from first to last event where none is given."""
     if rate:
         return timedelta(milliseconds=max(1, min(int(events / rate * 1000), 10**12)))
     return min(max(timedelta(minutes=events // EVENTS_PER_MINUTE), timedelta(hours=1)), timedelta(hours=23))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from headrace.runners.servers.prism import prism_binary
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -19,13 +21,16 @@ def test_readme_examples_run(tmp_path):
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
+        "HEADRACE_CACHE": os.environ.get("HEADRACE_CACHE", str(Path.home() / ".cache" / "headrace")),
+        "HEADRACE_CLUSTER_DIR": str(tmp_path / "cluster"),
     }
+    prism_binary()  # Built once, with the caches of whoever runs this.
     for language, code in blocks:
         command = (
             ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
         )
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200
         )
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
     assert (tmp_path / "out" / "ledger.json").exists()

@@ -89,8 +89,11 @@ def id_bits(ids: pa.Array) -> U64:
     return np.ascontiguousarray(bits).view(">u8").astype(np.uint64)
 
 
-def hash_records(batch: pa.RecordBatch, split: int, first_row: int) -> Records:
+def hash_records(batch: pa.RecordBatch, split: int, first_row: int, *, payload: U64 | None = None) -> Records:
     """Returns the record of each row; row i of the batch is row ``first_row + i`` of the split.
+
+    Args:
+        payload: what :func:`payload_hashes` gives for the batch, if that is known already.
 
     Raises:
         ValueError: a row without event_id, a split outside 0..2³¹-1 or a row outside 0..2³²-1.
@@ -104,7 +107,7 @@ def hash_records(batch: pa.RecordBatch, split: int, first_row: int) -> Records:
     bits = id_bits(ids)
     records = np.empty(rows, RECORD)
     records["high"], records["low"] = bits[:, 0], bits[:, 1]
-    records["payload"] = payload_hashes(batch)
+    records["payload"] = payload_hashes(batch) if payload is None else payload
     records["split"] = split
     records["split"] |= mask_of(column(batch, "id_generated")) * _GENERATED
     records["row"] = np.arange(first_row, first_row + rows, dtype=np.int64)

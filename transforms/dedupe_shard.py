@@ -91,7 +91,13 @@ class DedupeShard:
         """How many ids were read back from state, because the process had no valid index; for watching."""
 
     def decide(
-        self, batch: pa.RecordBatch, state: ShardState, *, reader: int, ingest_position: int | None
+        self,
+        batch: pa.RecordBatch,
+        state: ShardState,
+        *,
+        reader: int,
+        ingest_position: int | None,
+        payload: U64 | None = None,
     ) -> Outcome:
         """Decides on all rows of the batch, each after those before it.
 
@@ -102,6 +108,8 @@ class DedupeShard:
             ingest_position: where that reader is once this batch is read, in µs since 1970: all rows that it will send from now
                 on are expected to be copies only of rows up to the horizon older. It takes effect after the batch, and may go
                 back. None: not known, and nothing is forgotten.
+            payload: what :func:`payload_hashes <headrace.transforms.dedupe_records.payload_hashes>` gives for the batch, if that is
+                known already.
 
         Returns:
             accepted: rows in their order, same schema; rejected: stage ``dedupe``, reason ``duplicate``,
@@ -119,7 +127,9 @@ class DedupeShard:
             return Outcome(batch, _no_rejects())
         named = present(column(batch, "event_id"))
         rows = batch if named.all() else batch.filter(pa.array(named))
-        records = hash_records(rows, 0, 0)
+        if payload is not None and rows is not batch:
+            payload = payload[named]
+        records = hash_records(rows, 0, 0, payload=payload)
         tags = _tags(records["payload"])
         index = self._take(cell, state)
         verdicts = _judge(records, tags, index)

@@ -7,6 +7,7 @@ timer or lateness is involved, which differ between runners (docs/decisions/0004
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -79,3 +80,19 @@ class Message:
             bool(flags & 4),
             bool(flags & 2),
         )
+
+
+def pack_all(messages: Sequence[Message]) -> bytes:
+    """Returns messages, one at least, as one element: their number, the length of each, then each as ``pack`` gives it."""
+    packed = [message.pack() for message in messages]
+    return b"".join([struct.pack(f"<I{len(packed)}I", len(packed), *map(len, packed)), *packed])
+
+
+def unpack_all(packed: bytes) -> list[Message]:
+    """Reads what :func:`pack_all` wrote."""
+    (count,) = struct.unpack_from("<I", packed)
+    messages, at = [], 4 + 4 * count
+    for length in struct.unpack_from(f"<{count}I", packed, 4):
+        messages.append(Message.unpack(packed[at : at + length]))
+        at += length
+    return messages

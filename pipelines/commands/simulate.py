@@ -2,14 +2,16 @@
 
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from headrace.schemas.errors import ConfigError
+from headrace.simulator.durations import parse_duration
 from headrace.simulator.output import write_events
-from headrace.simulator.simulate import DEFAULT_FAULT_RATE, DEFAULT_START, JSON_FAMILIES
+from headrace.simulator.simulate import DEFAULT_FAULT_RATE, DEFAULT_START, JSON_FAMILIES, default_span
 from headrace.simulator.simulate import simulate as make_simulation
 from headrace.simulator.traffic import EFFECTS
 
@@ -25,7 +27,13 @@ def simulate(
             help="Mean events per second of wall time, for live trials. Default: as fast as possible."
         ),
     ] = None,
-    start: Annotated[str, typer.Option(help="Earliest event time, ISO 8601.")] = _START,
+    start: Annotated[
+        str,
+        typer.Option(
+            help="Earliest event time, ISO 8601; now: with a rate the events happen as they are written, without one the "
+            "last one happens now."
+        ),
+    ] = _START,
     span: Annotated[
         str | None,
         typer.Option(
@@ -41,7 +49,11 @@ def simulate(
         ),
     ] = None,
     output: Annotated[
-        str, typer.Option(help="File, compressed if it ends in .gz or .zst; - is standard output.")
+        str,
+        typer.Option(
+            help="File, compressed if it ends in .gz or .zst; - is standard output; kafka://HOST:PORT/TOPIC a topic, which is "
+            "made if it is missing."
+        ),
     ] = "-",
     families: Annotated[
         str,
@@ -65,13 +77,15 @@ def simulate(
 
     Example:
 
+        headrace simulate --events 100000 --rate 1000 --start now --output kafka://localhost:9092/events
+
         headrace simulate --events 200000 --seed 7 --anomaly traffic_spike@+30m --output events.jsonl.gz --truth truth.json
     """
     simulation = make_simulation(
         events,
         seed,
         rate=rate,
-        start=start,
+        start=_now(events, rate, span) if start == "now" else start,
         span=span,
         anomalies=anomaly or (),
         families=[name.strip() for name in families.split(",")],
@@ -82,7 +96,13 @@ def simulate(
             f"--truth {truth}: folder {Path(truth).absolute().parent} does not exist; create it first"
         )
     try:
-        summary = write_events(simulation, output, live=rate is not None)
+        if output.startswith("kafka://"):
+            from headrace.connectors.produce_lines import produce_lines
+
+            produce_lines(output, simulation)
+            summary = simulation.summary
+        else:
+            summary = write_events(simulation, output, live=rate is not None)
     except BrokenPipeError:
         # The reader has seen enough (`| head`); keep the interpreter from complaining when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,3 +115,11 @@ def simulate(
                 f"--truth {truth} can't be written: {error.strerror}; choose another file"
             ) from error
     typer.echo(str(summary), err=True)
+
+
+def _now(events: int, rate: float | None, span: str | None) -> datetime:
+    """Returns the start for which the last event, or with a rate the first, happens now."""
+    now = datetime.now(UTC)
+    if rate:
+        return now
+    return now - (parse_duration(span, "span") if span else default_span(events, None))

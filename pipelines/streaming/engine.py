@@ -1,16 +1,21 @@
 """A running job as the supervisor sees it, on a runner that takes checkpoints and on one that does not."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import grpc
 
 from headrace.runners.checkpoint_files import newest_checkpoint
 from headrace.runners.checkpoint_watch import CheckpointWatch
 from headrace.runners.flink import require_effect
 from headrace.runners.flink_answers import FlinkError, FlinkNotFoundError, FlinkUnreachableError
 from headrace.runners.flink_rest import FlinkRest
+from headrace.runners.servers.install import cache_folder
+from headrace.runners.servers.prism import PrismServer
 from headrace.schemas.errors import UntrustedRunError
 
 if TYPE_CHECKING:
@@ -25,7 +30,10 @@ Options = Callable[[str, str | None], "PipelineOptions"]
 _ENDED = ("DONE", "FAILED", "CANCELLED", "UNKNOWN")
 _PREPARED = ("INITIALIZING", "CREATED")
 """States in which Flink does not yet tell a job's options."""
+_LOCAL = ("/", "file:")
 APPEAR_SECONDS = 120.0
+STALE_SECONDS = 3.5
+"""What Flink tells of checkpoints may be 3 s old (rest.cache.checkpoint-statistics.timeout)."""
 _log = logging.getLogger(__name__)
 
 
@@ -66,26 +74,42 @@ class Engine(Protocol):
 
 
 class BeamEngine:
-    """A runner whose bundles are final once they end: Prism. A job that fails is over."""
+    """A runner whose bundles are final once they end: Prism. A job that fails is over.
+
+    Where no job server is named it starts a Prism of its own, in a session of its own: a Ctrl-C for the launcher does not reach it,
+    so it lives until the stream is drained. One that a killed launcher has left behind is ended by the next.
+    """
 
     def __init__(self, options: Options, build: Build) -> None:
         self._options = options
         self._build = build
         self._result: Any = None
+        self._prism: PrismServer | None = None
 
     def recover(self, name: str, state: str | None) -> str | None:
+        _end_prism(_prism_of(name))
         return None
 
     def start(self, name: str, restore: str | None) -> None:
-        self._result = self._build(self._options(name, None), False).run()
+        from apache_beam.options.pipeline_options import PortableOptions, PrismRunnerOptions
+
+        options = self._options(name, None)
+        portable, location = options.view_as(PortableOptions), options.view_as(PrismRunnerOptions)
+        if not portable.job_endpoint and location.prism_location:
+            self._prism = _prism_of(name, Path(location.prism_location))
+            portable.job_endpoint = str(self._prism.up())
+        self._result = self._build(options, False).run()
 
     def ended(self) -> str | None:
-        state = str(self._result.state)
+        if self._prism is not None and not self._prism.alive("prism"):
+            lines = self._prism.process("prism").tail().splitlines()
+            return f"Prism has ended; its last line: {lines[-1] if lines else ''}"
+        state = self._state()
         if state not in _ENDED:
             return None
         try:
             self._result.wait_until_finish()
-        except RuntimeError as error:
+        except (RuntimeError, grpc.RpcError) as error:
             return str(error)
         return f"the runner ended the job ({state})"
 
@@ -100,8 +124,23 @@ class BeamEngine:
         return None
 
     def cancel(self) -> None:
-        if self._result is not None and str(self._result.state) not in _ENDED:
-            self._result.cancel()
+        try:
+            if self._result is not None and self._state() not in _ENDED:
+                self._result.cancel()
+        except grpc.RpcError as error:
+            _log.warning("the job can't be cancelled: %s", _code(error))
+        finally:
+            if self._prism is not None:
+                _end_prism(self._prism)
+                self._prism = None
+
+    def _state(self) -> str:
+        """A job whose runner does not answer counts as ended."""
+        try:
+            return str(self._result.state)
+        except grpc.RpcError as error:
+            _log.warning("the runner does not answer: %s", _code(error))
+            return "UNKNOWN"
 
 
 class FlinkEngine:
@@ -118,6 +157,7 @@ class FlinkEngine:
         self._savepoints = savepoints
         self._job: str | None = None
         self._watch: CheckpointWatch | None = None
+        self._silent = False
         self._point: str | None = None
 
     def recover(self, name: str, state: str | None) -> str | None:
@@ -125,9 +165,14 @@ class FlinkEngine:
             left = self._rest.job_id(name)
         except FlinkNotFoundError:
             return None if state is None else _newest(state)
-        point = self._rest.latest_checkpoint_path(left) or state
         self._rest.cancel(left)
-        return point
+        # Only now, as the job goes on completing checkpoints, and committing them, until it has ended; and what Flink tells of
+        # checkpoints may be old.
+        point = self._rest.latest_checkpoint_path(left) or state
+        if point is not None and not point.startswith(_LOCAL):
+            time.sleep(STALE_SECONDS)
+            point = self._rest.latest_checkpoint_path(left) or point
+        return None if point is None else _newest(point)
 
     def start(self, name: str, restore: str | None) -> None:
         options = self._options(name, restore)
@@ -139,7 +184,7 @@ class FlinkEngine:
                 self._job = self._rest.job_id(name)
                 if self._rest.job(self._job).state not in _PREPARED:
                     break
-            except FlinkNotFoundError:
+            except (FlinkNotFoundError, FlinkUnreachableError):
                 if time.monotonic() > deadline:
                     raise
             time.sleep(0.3)
@@ -156,12 +201,17 @@ class FlinkEngine:
             job = self._rest.job(self._job)
             self._point = self._rest.latest_checkpoint_path(self._job) or self._point
         except FlinkNotFoundError:
+            self._look_for_newest()
             return "the JobManager does not know the job any more"
         except FlinkUnreachableError as error:
-            _log.warning("%s", error)
+            if not self._silent:
+                _log.warning("%s", error)
+            self._silent = True
             return None
+        self._silent = False
         if job.state not in ("FAILED", "CANCELED", "FINISHED", "SUSPENDED"):
             return None
+        self._look_for_newest()
         causes = self._rest.failures(self._job, 1)
         return f"the job is {job.state}" + (f": {causes[0].cause}" if causes else "")
 
@@ -186,11 +236,31 @@ class FlinkEngine:
             except FlinkError as error:
                 _log.warning("%s", error)
 
+    def _look_for_newest(self) -> None:
+        """A checkpoint may have completed, and been committed, after the last look."""
+        if self._point is not None:
+            self._point = _newest(self._point)
+
+
+def _prism_of(name: str, binary: Path | None = None) -> PrismServer:
+    """Returns the Prism of a job of this machine's user, which may be up, dead or not there."""
+    return PrismServer(cache_folder() / "streams" / name, binary=binary)
+
+
+def _end_prism(prism: PrismServer) -> None:
+    prism.down()
+    shutil.rmtree(prism.cluster, ignore_errors=True)
+
+
+def _code(error: grpc.RpcError) -> str:
+    code = getattr(error, "code", None)
+    return code().name if callable(code) else type(error).__name__
+
 
 def _newest(state: str) -> str:
     """Returns the newest checkpoint of the job that wrote this one, as a job may have gone on without its launcher."""
     folder, _, name = state.rstrip("/").rpartition("/")
-    if not name.startswith("chk-") or not state.startswith(("/", "file:")):
+    if not name.startswith("chk-") or not state.startswith(_LOCAL):
         return state
     checkpoints, _, job = folder.rpartition("/")
     return newest_checkpoint(checkpoints, job) or state

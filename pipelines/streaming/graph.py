@@ -8,7 +8,7 @@ from apache_beam.pvalue import PBegin, PCollection
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
 
 from headrace.pipelines.streaming.commit_fn import CommitFn, FinalizedCommitFn
-from headrace.pipelines.streaming.read_fn import ReadFn
+from headrace.pipelines.streaming.read_fn import BUNDLE_SECONDS, ReadFn
 from headrace.pipelines.streaming.shard_fn import ShardFn
 from headrace.pipelines.streaming.stream_task import StreamTask
 from headrace.pipelines.streaming.window_fn import WindowFn
@@ -21,7 +21,7 @@ class Heartbeats(beam.PTransform):
     """An endless stream of elements that mean nothing but "go on".
 
     Flink has a source of its own for it, without the splittable DoFn whose every residual leaves a name behind in Flink's
-    state (docs/streaming-internals.md).
+    state (docs/runner-bugs.md).
 
     Args:
         native: use Flink's.
@@ -50,14 +50,18 @@ class _ToReadersFn(beam.DoFn):
             yield reader, b""
 
 
-def assemble_stream(begin: PCollection, task: StreamTask) -> None:
-    """Adds the steps of ``docs/architecture.md``, section "Streaming pipeline", after a collection of heartbeats."""
+def assemble_stream(begin: PCollection, task: StreamTask, *, bundle_seconds: float = BUNDLE_SECONDS) -> None:
+    """Adds the steps of ``docs/architecture.md``, section "Streaming pipeline", after a collection of heartbeats.
+
+    Args:
+        bundle_seconds: for how long a reader reads within one bundle.
+    """
     commit = FinalizedCommitFn(task) if task.retries_bundles else CommitFn(task)
     read = (
         begin
         | "ToReaders" >> beam.ParDo(_ToReadersFn(task.readers)).with_output_types(KEYED)
         | "Read"
-        >> beam.ParDo(ReadFn(task))
+        >> beam.ParDo(ReadFn(task, bundle_seconds=bundle_seconds))
         .with_output_types(KEYED, commit=KEYED)
         .with_outputs("commit", main="messages")
     )

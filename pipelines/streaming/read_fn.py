@@ -16,21 +16,24 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from headrace.connectors.raw_blocks import Block
 from headrace.connectors.stream_entries import QUARANTINE, Entry, FilesEntry, PollEntry, pack
+from headrace.connectors.stream_sinks import Outlet, reject_rows
 from headrace.connectors.stream_source import Poll, Reader
 from headrace.connectors.write_quarantine import QuarantineWriter
 from headrace.pipelines.definition import MASKED_STAGES
 from headrace.pipelines.streaming.poison import Attempts, quarantine_whole, run_kernels
 from headrace.pipelines.streaming.reader_state import ReaderState
-from headrace.pipelines.streaming.stream_task import DRAIN, FINISH, StreamTask
+from headrace.pipelines.streaming.stream_task import DRAIN, FINISH, HOLD, StreamTask
 from headrace.schemas.columns import EVENT_SCHEMA
-from headrace.transforms.batches import conform
+from headrace.transforms.batches import conform, replace
 from headrace.transforms.beam_shard_state import StatefulShardFn
-from headrace.transforms.dedupe_records import rows_by_shard
+from headrace.transforms.dedupe_records import payload_hashes, rows_by_shard
 from headrace.transforms.event_clock import EventClock
 from headrace.transforms.shard_state import ShardState
 from headrace.transforms.stream_message import Message
 
 COMMIT_KEY = 0
+PAYLOAD = "_payload"
+"""Column of a message's rows: what tells copies of an event from conflicts, as the shards' dedupe needs it."""
 TICK = b""
 """To the commit stage: nothing new, but time has passed."""
 BUNDLE_SECONDS = 0.5
@@ -71,6 +74,7 @@ class ReadFn(StatefulShardFn, slots=0):
         self._kernels = task.definition.before_dedupe(task.source.format, stream=True)
         self._open: dict[int, tuple[Reader, str]] = {}
         self._seeding: tuple[int, Iterator[pa.RecordBatch]] | None = None
+        self._quarantine_sinks = Outlet(task.quarantine_sinks)
 
     def start_bundle(self) -> None:
         self._entries: list[Entry] = []
@@ -81,6 +85,7 @@ class ReadFn(StatefulShardFn, slots=0):
         for reader, _ in self._open.values():
             reader.close()
         self._open.clear()
+        self._quarantine_sinks.close()
 
     def handle(
         self, key: int, value: bytes, state: ShardState, **more: object
@@ -93,9 +98,10 @@ class ReadFn(StatefulShardFn, slots=0):
         reader.enter(self._task.run)
         before = reader.poll, reader.position
         while self._spent.get(key, 0.0) + time.monotonic() - began < self._bundle_seconds:
-            if reader.ended or not (yield from self._seeded(key, reader)):
+            asked = self._task.control.asked()
+            if asked == HOLD or reader.ended or not (yield from self._seeded(key, reader)):
                 break
-            full = yield from self._step(key, reader, self._task.control.asked())
+            full = yield from self._step(key, reader, asked)
             if not full:
                 break
         if (reader.poll, reader.position) != before:
@@ -105,6 +111,7 @@ class ReadFn(StatefulShardFn, slots=0):
         self._spent[key] = self._spent.get(key, 0.0) + time.monotonic() - began
 
     def finish_bundle(self) -> Iterator[TaggedOutput]:
+        self._quarantine_sinks.flush()
         entries = self._entries
         if self._quarantine is not None:
             entries.append(FilesEntry(QUARANTINE, tuple(self._quarantine.close())))
@@ -139,6 +146,7 @@ class ReadFn(StatefulShardFn, slots=0):
         reader.poll += 1
         if batch is None:
             reader.seeded = None
+            task.control.tell_seed(reader.poll)
             return True
         reader.seeded += 1
         self._seeding = reader.seeded, batches
@@ -168,6 +176,9 @@ class ReadFn(StatefulShardFn, slots=0):
             clock.observe(accepted, poll.behind, now)
             reader.clock = clock.to_json()
             reader.behind = sum(poll.behind.values())
+        if accepted.num_rows:
+            # Once for all shards: the cost of a column does not depend on its rows while they are few.
+            accepted = replace(accepted, {PAYLOAD: pa.array(payload_hashes(accepted))})
         by_shard = dict(rows_by_shard(accepted, task.shards))
         for shard in range(task.shards):
             message = Message(
@@ -251,6 +262,8 @@ class ReadFn(StatefulShardFn, slots=0):
         attempts.end()
         for batch in rejects:
             self._writer().write(batch)
+            if task.quarantine_sinks:
+                self._quarantine_sinks.write(reject_rows(batch))
         rejected = sum(batch.num_rows for batch in rejects)
         return accepted if accepted.num_rows else self._nothing(), rejected
 

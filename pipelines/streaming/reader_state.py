@@ -55,7 +55,7 @@ class ReaderState:
 
         Args:
             batch: raw records of one poll.
-            behind: records waiting, by origin.
+            behind: records waiting, by origin, of all that the reader owns; others are forgotten. Empty: not known.
         """
         if batch.num_rows:
             table = pa.table([plain(batch.column("origin")), batch.column("ingest_time")], names=["o", "t"])
@@ -65,16 +65,19 @@ class ReaderState:
             ):
                 if time is not None:
                     self.ingest[origin] = max(time, self.ingest.get(origin, time))
+        if not behind:
+            return  # The source could not say: an outage must not look like a partition that is read to its end.
         known = []
-        for origin in {*behind, *self.ingest}:
-            if not behind.get(origin, 0):
+        for origin, waiting in behind.items():
+            if not waiting:
                 known.append(now_us - CLOCK_SKEW_US)
             elif origin in self.ingest:
                 known.append(self.ingest[origin])
             else:
-                return  # A partition with records of unknown age holds everything.
-        if known:
+                break  # A partition with records of unknown age holds everything.
+        else:
             lowest = min(known)
             self.ingest_position = (
                 lowest if self.ingest_position is None else max(lowest, self.ingest_position)
             )
+        self.ingest = {origin: time for origin, time in self.ingest.items() if origin in behind}

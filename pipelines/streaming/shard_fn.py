@@ -1,34 +1,61 @@
 """The second stage: a shard's masked events to the lake's files and window partials."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import replace as with_
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
 
 from headrace.connectors.stream_entries import EVENTS, QUARANTINE, Entry, FilesEntry, ShardEntry
+from headrace.connectors.stream_sinks import Outlet, reject_rows
 from headrace.connectors.write_lake import PartitionedWriter
 from headrace.connectors.write_quarantine import QuarantineWriter
 from headrace.pipelines.definition import MASKED_STAGES
 from headrace.pipelines.streaming.poison import run_kernels
-from headrace.pipelines.streaming.read_fn import Keyed, to_commit
+from headrace.pipelines.streaming.read_fn import PAYLOAD, Keyed, to_commit
 from headrace.pipelines.streaming.seed import has_ids
 from headrace.pipelines.streaming.stream_task import StreamTask
 from headrace.schemas.columns import EVENT_SCHEMA
-from headrace.transforms.batches import conform
+from headrace.transforms.batches import concat, conform, drop, replace
 from headrace.transforms.beam_shard_state import StatefulShardFn
 from headrace.transforms.dedupe_shard import SLOTS, DedupeShard
 from headrace.transforms.shard_state import ShardState
-from headrace.transforms.stream_message import Message
+from headrace.transforms.stream_message import Message, pack_all
 from headrace.transforms.window_rows import partial_with_rows, split_partial
+
+MOST_ROWS = 1 << 16
+"""Unique rows that are held until the bundle ends; with more the work on them is done at once."""
+_MESSAGE = "_message"
+"""Column with the place of a row's message in the bundle, while its row goes through the kernels."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A message whose rows the shard's state has judged."""
+
+    answer: Message
+    """To the window tables, without rows."""
+    rows: int
+    unique: pa.RecordBatch
 
 
 class ShardFn(StatefulShardFn, slots=SLOTS):
-    """(shard, packed Message) → main: (window key, packed Message); ``commit``: (0, packed entries).
+    """(shard, packed Message) → main: (window key, packed Messages); ``commit``: (0, packed entries).
 
     Rows are deduplicated against the shard's state, enriched, held against the rules, and written to files of the lake and the
-    quarantine that count from their commit on. Every message is answered with one to each shard of each window table.
+    quarantine that count from their commit on. Every message is answered with one to each shard of each window table. A bundle
+    ends once the sinks have its rows.
+
+    Only the state is worked on message by message; the rest is done once for all rows of the bundle, whatever shard and poll they
+    are of. So the answers of a bundle travel together, and one shard's answer brings the partials of all rows that the bundle
+    has of a poll: never after the clock of that poll, which waits for the answers of all shards.
     """
 
     def __init__(self, task: StreamTask) -> None:
@@ -40,9 +67,16 @@ class ShardFn(StatefulShardFn, slots=SLOTS):
         self._dedupe: dict[int, DedupeShard] = {}
         self._nothing = conform({}, EVENT_SCHEMA, 0)
         self._metrics = task.metrics
+        self._sinks, self._quarantine_sinks = Outlet(task.sinks), Outlet(task.quarantine_sinks)
+
+    def teardown(self) -> None:
+        self._sinks.close()
+        self._quarantine_sinks.close()
 
     def start_bundle(self) -> None:
         self._entries: list[Entry] = []
+        self._judged: list[_Judged] = []
+        self._rejects: list[pa.RecordBatch] = []
         self._lake: PartitionedWriter | None = None
         self._quarantine: QuarantineWriter | None = None
 
@@ -51,25 +85,24 @@ class ShardFn(StatefulShardFn, slots=SLOTS):
         if message.seed:
             yield from self._seed(key, message, state)
             return
+        rows = self._nothing if message.batch is None else message.batch
+        payload = None
+        if PAYLOAD in rows.schema.names:
+            payload = rows.column(PAYLOAD).to_numpy()
+            rows = drop(rows, PAYLOAD)
         outcome = self._deduper(key).decide(
-            self._nothing if message.batch is None else message.batch,
+            rows,
             state,
             reader=message.reader,
             ingest_position=message.ingest_position,
+            payload=payload,
         )
-        accepted, rejects = outcome.accepted, [outcome.rejected]
-        if accepted.num_rows:
-            accepted, of_rules = run_kernels(self._kernels, accepted, self._task.definition.key)
-            rejects += of_rules
-        rejected = 0
-        for batch in rejects:
-            if batch.num_rows:
-                rejected += batch.num_rows
-                self._quarantine_writer().write(batch)
-        if accepted.num_rows:
-            self._lake_writer().write(accepted)
-        self._entries.append(ShardEntry(message.reader, message.poll, key, accepted.num_rows, rejected))
-        yield from self._to_windows(key, message, accepted)
+        answer = with_(message, shard=key, batch=None)
+        self._judged.append(_Judged(answer, rows.num_rows, outcome.accepted))
+        if outcome.rejected.num_rows:
+            self._rejects.append(outcome.rejected)
+        if sum(judged.unique.num_rows for judged in self._judged) >= MOST_ROWS:
+            yield from self._work()
 
     def _seed(self, key: int, message: Message, state: ShardState) -> Iterator[Keyed]:
         """Takes rows of the lake over into the state; they are in no file and no count of this job."""
@@ -78,9 +111,14 @@ class ShardFn(StatefulShardFn, slots=SLOTS):
             self._deduper(key).seed(rows, state)
             rows = self._nothing
         self._entries.append(ShardEntry(message.reader, message.poll, key, 0, 0))
-        yield from self._to_windows(key, message, rows)
+        answer = with_(message, shard=key, batch=None)
+        yield from self._to_windows([([answer], rows)])
 
-    def finish_bundle(self) -> Iterator[TaggedOutput]:
+    def finish_bundle(self) -> Iterator[WindowedValue | TaggedOutput]:
+        for keyed in self._work():
+            yield WindowedValue(keyed, MIN_TIMESTAMP, [GlobalWindow()])
+        self._sinks.flush()
+        self._quarantine_sinks.flush()
         entries = self._entries
         if self._lake is not None:
             entries.append(FilesEntry(EVENTS, tuple(self._lake.close())))
@@ -90,6 +128,49 @@ class ShardFn(StatefulShardFn, slots=SLOTS):
             yield to_commit(entries)
         self.start_bundle()
 
+    def _work(self) -> Iterator[Keyed]:
+        """Does what is left to do for the messages that were judged, and answers them."""
+        judged, rejects = self._judged, self._rejects
+        self._judged, self._rejects = [], []
+        kept = np.zeros(len(judged), np.int64)
+        rows = self._nothing
+        messages = np.repeat(
+            np.arange(len(judged), dtype=np.int32), [each.unique.num_rows for each in judged]
+        )
+        if len(messages):
+            unique = concat([each.unique for each in judged if each.unique.num_rows])
+            rows, of_rules = run_kernels(
+                self._kernels, replace(unique, {_MESSAGE: pa.array(messages)}), self._task.definition.key
+            )
+            rejects += of_rules
+            messages = rows.column(_MESSAGE).to_numpy()
+            kept = np.bincount(messages, minlength=len(judged))
+            rows = drop(rows, _MESSAGE)
+        if rejects:
+            together = concat(rejects)
+            self._quarantine_writer().write(together)
+            if self._task.quarantine_sinks:
+                self._quarantine_sinks.write(reject_rows(together))
+        if rows.num_rows:
+            self._lake_writer().write(rows)
+            self._sinks.write(rows)
+        for each, accepted in zip(judged, kept.tolist(), strict=True):
+            answer = each.answer
+            self._entries.append(
+                ShardEntry(answer.reader, answer.poll, answer.shard, accepted, each.rows - accepted)
+            )
+        by_poll: dict[tuple[int, int], list[int]] = {}
+        for place, each in enumerate(judged):
+            by_poll.setdefault((each.answer.reader, each.answer.poll), []).append(place)
+        answers = []
+        for places in by_poll.values():
+            mine = rows
+            if rows.num_rows and len(by_poll) > 1:
+                mine = rows.filter(pa.array(np.isin(messages, places)))
+            answers.append(([judged[place].answer for place in places], mine))
+        if answers:
+            yield from self._to_windows(answers)
+
     def _deduper(self, shard: int) -> DedupeShard:
         if shard not in self._dedupe:
             task = self._task
@@ -98,26 +179,19 @@ class ShardFn(StatefulShardFn, slots=SLOTS):
             )
         return self._dedupe[shard]
 
-    def _to_windows(self, shard: int, message: Message, accepted: pa.RecordBatch) -> Iterator[Keyed]:
+    def _to_windows(self, polls: list[tuple[list[Message], pa.RecordBatch]]) -> Iterator[Keyed]:
+        """Sends the answers of some polls to every shard of every window table; the first of a poll brings its rows' partials."""
         task = self._task
         for number, (_, windows) in enumerate(self._metrics):
-            parts: list[pa.RecordBatch | None] = [None] * task.window_shards
-            if accepted.num_rows:
-                parts = split_partial(partial_with_rows(accepted, windows), windows, task.window_shards)
-            for window_shard, part in enumerate(parts):
-                answer = Message(
-                    message.reader,
-                    shard,
-                    message.poll,
-                    message.watermark,
-                    message.ingest_position,
-                    message.read_at,
-                    part,
-                    message.final,
-                    message.idle,
-                    message.seed,
-                )
-                yield task.window_key(number, window_shard), answer.pack()
+            sent: list[list[Message]] = [[] for _ in range(task.window_shards)]
+            for answers, rows in polls:
+                parts: list[pa.RecordBatch | None] = [None] * task.window_shards
+                if rows.num_rows:
+                    parts = split_partial(partial_with_rows(rows, windows), windows, task.window_shards)
+                for messages, part in zip(sent, parts, strict=True):
+                    messages += [with_(answers[0], batch=part), *answers[1:]]
+            for window_shard, messages in enumerate(sent):
+                yield task.window_key(number, window_shard), pack_all(messages)
 
     def _lake_writer(self) -> PartitionedWriter:
         if self._lake is None:

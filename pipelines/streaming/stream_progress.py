@@ -39,7 +39,8 @@ class StreamProgress:
         if self.behind is not None:
             parts.append(f"lag {self.behind:,}")
         if self.watermark_delay_seconds is not None:
-            parts.append(f"watermark -{clock_time(max(0.0, self.watermark_delay_seconds))}")
+            delay = clock_time(max(0.0, self.watermark_delay_seconds))
+            parts.append(f"delay {delay}" if short else f"watermark -{delay}")
         if self.committed_seconds is not None:
             ago = f"{self.committed_seconds:.0f} s"
             parts.append(f"commit {ago}" if short else f"last commit {ago} ago")

@@ -8,12 +8,14 @@ from pathlib import Path
 from xxhash import xxh32_hexdigest
 
 from headrace.connectors.map_fields import FieldMapping
+from headrace.connectors.stream_sinks import Sink
 from headrace.connectors.stream_source import Source
 from headrace.pipelines.definition import Definition
 from headrace.pipelines.streaming.seed import Seed
 from headrace.transforms.window_definitions import Windows
 
-DRAIN, FINISH, SEEDED = "drain", "finish", "seeded"
+DRAIN, FINISH, HOLD, SEEDED = "drain", "finish", "hold", "seeded"
+_SEED_POLLS = "seed-polls"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class StreamTask:
     """True on a runner that tries a failed bundle again from the state before it, and has no checkpoints: Dataflow."""
     seed: Seed | None = None
     """What of the lake is put back into the state before the first poll; None: nothing is."""
+    sinks: tuple[Sink, ...] = ()
+    """What gets the accepted events beside the lake."""
+    quarantine_sinks: tuple[Sink, ...] = ()
+    """What gets the rejected rows beside the quarantine."""
 
     @staticmethod
     def name_of(output: str, job: str) -> str:
@@ -102,14 +108,35 @@ class Control:
             found = os.listdir(self._folder)
         except FileNotFoundError:
             return None
-        return FINISH if FINISH in found else DRAIN if DRAIN in found else None
+        return next((what for what in (FINISH, DRAIN, HOLD) if what in found), None)
+
+    def hold(self, hold: bool) -> None:
+        """Asks the readers to read nothing for the time being, or to go on."""
+        if hold:
+            self.ask(HOLD)
+        else:
+            (self._folder / HOLD).unlink(missing_ok=True)
 
     @property
     def seeded(self) -> bool:
         """True once the launcher has seen the first reader's seed arrive."""
         return (self._folder / SEEDED).exists()
 
+    def tell_seed(self, polls: int) -> None:
+        """Notes, from the first reader, with how many polls it has seeded."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        aside = self._folder / f".{_SEED_POLLS}.{os.getpid()}"
+        aside.write_text(str(polls))
+        os.replace(aside, self._folder / _SEED_POLLS)
+
+    def seed_polls(self) -> int | None:
+        """Returns with how many polls the first reader has seeded; None while it has not come to the end of the seed."""
+        try:
+            return int((self._folder / _SEED_POLLS).read_text())
+        except FileNotFoundError:
+            return None
+
     def clear(self) -> None:
         """Takes back what was asked."""
-        for what in (DRAIN, FINISH):
+        for what in (DRAIN, FINISH, HOLD):
             (self._folder / what).unlink(missing_ok=True)

@@ -11,8 +11,9 @@ from headrace.connectors.stream_ledger import StreamTotals, read_stream_ledger
 from headrace.connectors.stream_output import JobRecord, StreamOutput
 from headrace.pipelines.logs import without_values
 from headrace.pipelines.streaming.engine import Engine
+from headrace.pipelines.streaming.start import FINISHED
 from headrace.pipelines.streaming.stream_progress import StreamProgress
-from headrace.pipelines.streaming.stream_task import DRAIN, StreamTask
+from headrace.pipelines.streaming.stream_task import DRAIN, HOLD, SEEDED, StreamTask
 from headrace.schemas.errors import HeadraceError, UntrustedRunError
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ DRAIN_SECONDS = 300.0
 RESTARTS = 20
 """In a row without a commit between them."""
 PAUSE_SECONDS = 5.0
+MOST_IN_FLIGHT = 400_000
+"""Rows that are read and in no table yet, beyond which the readers wait until it is half as many."""
+"""At most, before a job is started again; after the first failure one second."""
+ALARM_SECONDS = 30.0
+"""How often an alarm that lasts is told."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +62,7 @@ class Supervisor:
         self._began = time.monotonic()
         self._phase = "starting"
         self._commits_before = 0
+        self._polls_before: dict[int, int] = {}
         self._seen: list[tuple[float, int]] = []
         self.restarts = 0
 
@@ -70,6 +77,7 @@ class Supervisor:
             HeadraceError: the runner gave the job up.
         """
         self._task.control.clear()
+        self._polls_before = {number: reader.done for number, reader in self._totals().readers.items()}
         in_a_row = 0
         with ExitStack() as stack:
             stack.callback(self._engine.cancel)
@@ -90,10 +98,13 @@ class Supervisor:
                 self._tell("restart")
                 self._phase = "restarting"
                 _log.error("the job has ended: %s; restart %d from %s", reason, self.restarts, restore)
-                time.sleep(PAUSE_SECONDS)
+                time.sleep(min(PAUSE_SECONDS, 2.0**in_a_row))
             stack.pop_all()
         self._tell("stop")
+        if self._task.control.asked() != DRAIN:
+            self._record.layout[FINISHED] = True
         self._remember(self._engine.stop())
+        self._output.save()
         self._report()
 
     def _tell(self, event: "Event") -> None:
@@ -109,7 +120,7 @@ class Supervisor:
     def _watch(self) -> str | None:
         """Returns None once the job is drained, or why it is no longer running."""
         deadline = None
-        alarmed: str | None = None
+        quiet_until = 0.0
         while True:
             totals = self._report()
             if not totals.balanced:
@@ -119,15 +130,17 @@ class Supervisor:
                 )
             if self._drained(totals):
                 return None
+            self._let_others_read(totals)
+            self._hold_readers(totals)
             reason = self._engine.ended()
             if reason is not None:
                 return reason
             self._remember(self._engine.restore_point())
             alarm = self._engine.alarm()
-            if alarm and alarm != alarmed:
+            if alarm and time.monotonic() >= quiet_until:
                 _log.error("%s", alarm)
                 self._tell("alarm")
-            alarmed = alarm
+                quiet_until = time.monotonic() + ALARM_SECONDS
             if self._stop.is_set() and deadline is None:
                 self._task.control.ask(DRAIN)
                 self._phase = "draining"
@@ -140,10 +153,38 @@ class Supervisor:
             time.sleep(LOOK_SECONDS)
 
     def _drained(self, totals: StreamTotals) -> bool:
-        """True once the ledger has the last poll of every reader, and all rows of all polls."""
-        if totals.commits <= self._commits_before:
+        """True once the ledger has the last poll of every reader in this run, all rows of all polls, and, at the end of the stream,
+        the last results of all windows."""
+        task = self._task
+        if task.until_us is None and task.max_events is None and task.control.asked() in (None, HOLD):
+            return False  # The end of the run before may be committed only now.
+        ended = [
+            number
+            for number, reader in totals.readers.items()
+            if reader.final and reader.done > self._polls_before.get(number, 0)
+        ]
+        if not totals.drained or len(ended) != task.readers:
             return False
-        return totals.drained and totals.readers_at_end == self._task.readers
+        return task.control.asked() == DRAIN or totals.windows_ended >= len(task.metrics) * task.window_shards
+
+    def _let_others_read(self, totals: StreamTotals) -> None:
+        """Tells the readers that wait for the first one's seed when all of it has arrived."""
+        task = self._task
+        if task.seed is None or task.readers == 1 or task.control.seeded:
+            return
+        polls = task.control.seed_polls()
+        if polls is not None and 0 in totals.readers and totals.readers[0].done >= polls:
+            task.control.ask(SEEDED)
+
+    def _hold_readers(self, totals: StreamTotals) -> None:
+        """Lets the readers wait for the stages after them where the runner does not: it would keep what they read in its memory.
+
+        Only without checkpoints: there the workers end with this process, and nobody else could let them go on.
+        """
+        task = self._task
+        if task.checkpoints is None:
+            least = MOST_IN_FLIGHT // 2 if task.control.asked() == HOLD else MOST_IN_FLIGHT
+            task.control.hold(totals.in_flight > least)
 
     def _totals(self) -> StreamTotals:
         return read_stream_ledger(self._output.out, positions=False)

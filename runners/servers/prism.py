@@ -25,6 +25,7 @@ class PrismServer(Server):
     Args:
         folder: of the cluster.
         port: of the job service.
+        binary: Prism itself; default: what :func:`prism_binary` finds or builds.
 
     Example::
 
@@ -36,8 +37,11 @@ class PrismServer(Server):
     ports: ClassVar[tuple[str, ...]] = ("jobs",)
     defaults: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, folder: Path | str | None = None, *, port: int | None = None) -> None:
+    def __init__(
+        self, folder: Path | str | None = None, *, port: int | None = None, binary: Path | None = None
+    ) -> None:
         super().__init__(folder, port=port)
+        self._binary = binary
 
     @property
     def job_endpoint(self) -> str:
@@ -45,7 +49,7 @@ class PrismServer(Server):
         return str(self.address)
 
     def install(self) -> None:
-        prism_binary()
+        self._program()
 
     def roles(self) -> list[str]:
         return ["prism"]
@@ -56,13 +60,16 @@ class PrismServer(Server):
     def command(self, role: str) -> tuple[Sequence[str | Path], Mapping[str, str]]:
         options = [f"--job_port={self.port('jobs')}", "--serve_http=false", "--log_kind=text"]
         # staged files go to the temporary folder: it is removed with the rest
-        return [prism_binary(), *options], {"TMPDIR": str(self.data)}
+        return [self._program(), *options], {"TMPDIR": str(self.data)}
 
     def missing(self) -> str:
         return "" if listens(self.port("jobs")) else f"nobody listens on {self.address}"
 
     def hints(self) -> list[str]:
-        return [f"--job_endpoint={self.job_endpoint}", f"--prism_location={prism_binary()}"]
+        return [f"--job_endpoint={self.job_endpoint}", f"--prism_location={self._program()}"]
+
+    def _program(self) -> Path:
+        return self._binary or prism_binary()
 
 
 def prism_binary(*, build: bool = True) -> Path:

@@ -119,14 +119,15 @@ def metric(count, name="per_minute", start=NOON, pane=0):
     return pack([MetricEntry.of(name, rows)])
 
 
-def late(rows, name="per_minute"):
+def late(rows, name="per_minute", job=APP, reader=0, poll=7):
     table = pa.table(
         {
             "pane": pa.array([1] * rows, pa.int64()),
             "users": pa.array([[b"0123456789abcdef"]] * rows, pa.large_list(pa.binary(16))),
-            "reader": pa.array([0] * rows, pa.int32()),
+            "reader": pa.array([reader] * rows, pa.int32()),
             "shard": pa.array([1] * rows, pa.int32()),
-            "poll": pa.array([7] * rows, pa.int64()),
+            "poll": pa.array([poll] * rows, pa.int64()),
+            "job": pa.array([job] * rows),
         }
     )
     return pack([LateEntry.of(name, table)])

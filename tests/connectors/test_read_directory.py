@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ from hypothesis import strategies as st
 
 from headrace.connectors import directory_files, directory_position, directory_tree, directory_watch
 from headrace.connectors.directory_position import DirectoryPosition, Done, Open, file_key, tail_check
-from headrace.connectors.directory_reader import DirectoryReader
+from headrace.connectors.directory_reader import NOTHING_WAITS, DirectoryReader
 from headrace.connectors.inputs import plan_inputs
 from headrace.connectors.read_directory import DirectoryOptions, DirectorySource
 from headrace.connectors.read_lines import read_lines
 from headrace.connectors.read_split import read_split
 from headrace.connectors.stream_source import Poll
-from headrace.schemas.columns import RAW_SCHEMA
+from headrace.schemas.columns import RAW_SCHEMA, TIME
 from headrace.schemas.errors import ConfigError, InputError, UntrustedRunError
+from headrace.transforms.event_clock import EventClock
 
 NOW = datetime(2026, 1, 5, 10, tzinfo=UTC)
 MTIME = 1_767_607_200
@@ -157,7 +158,7 @@ def test_every_format_gives_the_rows_of_the_batch_pipeline(
     expected = batch_rows(tmp_path)
     assert len(expected) == 2160
     assert sorted(found) == sorted(expected)
-    assert stream.poll().behind == {}
+    assert stream.poll().behind == NOTHING_WAITS
 
 
 def test_web_logs_are_read_as_they_grow(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_half_written_files_wait_until_they_are_complete(tmp_path: Path) -> None
     assert stream.rows() == []
     stream.clock.now += 0.1
     assert sorted(stream.rows()) == sorted(batch_rows(tmp_path))
-    assert stream.poll().behind == {}
+    assert stream.poll().behind == NOTHING_WAITS
 
 
 def test_a_settled_file_is_read_only_if_size_and_time_stand_still(tmp_path: Path) -> None:
@@ -292,7 +293,7 @@ def test_what_stays_broken_is_given_up_and_holds_nothing_up(tmp_path: Path) -> N
     write(tmp_path / "text.bin", b"\x00\x01 neither nor\n", MTIME + 5)
     assert stream.rows(wait=2) == batch_rows(tmp_path / "cut.parquet")
     assert stream.rows(wait=100) == []
-    assert stream.poll().behind == {}
+    assert stream.poll().behind == NOTHING_WAITS
 
 
 def test_a_web_log_among_json_is_one_row(tmp_path: Path) -> None:
@@ -712,3 +713,41 @@ def test_wrong_addresses(url: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         DirectoryOptions.parse(url)
     assert message in str(error.value)
+
+
+def test_a_directory_without_news_is_idle_and_lets_the_watermark_go_on(tmp_path: Path) -> None:
+    """Two files, then silence, then another file: windows close while nothing comes, and nothing closes while a file waits."""
+    stream, clock = Stream(tmp_path), EventClock(timedelta(seconds=30), 60)
+    second = 1_000_000
+    noon = 1_767_614_400 * second
+
+    def poll(at: float, event_time: int = noon) -> int | None:
+        found = stream.poll()
+        stream.clock.now += 5
+        origins = found.batch.column("origin")
+        times = pa.array([event_time] * found.batch.num_rows, TIME)
+        rows = pa.record_batch({"origin": origins, "event_time": times})
+        return clock.observe(rows, found.behind, noon + round(at * second))
+
+    assert poll(0) is None
+    write(tmp_path / "a.jsonl", documents(3))
+    write(tmp_path / "b.jsonl", documents(2))
+    assert poll(1) == noon - 30 * second
+    assert [poll(at) for at in (2, 30, 60)] == [noon - 30 * second] * 3
+    assert not clock.idle
+    assert (
+        poll(63) == noon - 29 * second
+    )  # idle since 62 s: 60 s after the poll at 2 s, the first one without records
+    assert clock.idle
+    assert poll(100) == noon + 8 * second
+    write(tmp_path / "c.jsonl.gz", gzip.compress(documents(2)))
+    for at in (101, 400):  # it settles first: a file that waits holds the watermark
+        held = stream.reader.poll(10, 0).behind
+        assert held == {"c.jsonl.gz": os.path.getsize(tmp_path / "c.jsonl.gz")}
+        assert clock.observe(empty_events(), held, noon + at * second) == noon + 8 * second
+    stream.clock.now += 5
+    assert poll(401, noon + 300 * second) == noon + 270 * second
+
+
+def empty_events() -> pa.RecordBatch:
+    return pa.record_batch({"origin": pa.array([], pa.string()), "event_time": pa.array([], TIME)})

@@ -18,7 +18,16 @@ from headrace.schemas.errors import UntrustedRunError
 from headrace.transforms.batches import conform
 from headrace.transforms.dedupe_records import payload_hashes
 from headrace.transforms.enrich import Enrich
-from tests.connectors.small_stream import APP, ENRICHED_SCHEMA, NOON, NOON_US, Job, SmallStream, metric
+from tests.connectors.small_stream import (
+    APP,
+    ENRICHED_SCHEMA,
+    NOON,
+    NOON_US,
+    Job,
+    SmallStream,
+    late,
+    metric,
+)
 
 
 def committer(out, app_id=APP):
@@ -262,3 +271,55 @@ def test_only_recent_ids_are_read(tmp_path):
     assert list(recent_ids(tmp_path, NOON_US + 10_000)) == [], "a file that is older is not opened"
     with pytest.raises(UntrustedRunError, match="of the committed table can't be read"):
         list(recent_ids(tmp_path, NOON_US))
+
+
+def late_rows(out, name="per_minute"):
+    """(job, reader, poll) of the late rows of a table."""
+    table = DeltaTable(str(out / "late" / name)).to_pyarrow_table(columns=["job", "reader", "poll"])
+    return sorted(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def test_late_rows_of_polls_that_are_read_again_are_taken_out(tmp_path, monkeypatch):
+    stream, job = interrupted(tmp_path)
+    lists = [late(2, poll=0), late(3, poll=1), late(1, reader=1, poll=0), late(1, reader=9, poll=0)]
+    job.receive(*lists, late(1, name="per_day", poll=1)).commit(committer(tmp_path))
+    assert read_stream_ledger(tmp_path).late == {"per_minute": 7, "per_day": 1}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume_stream, "write_row", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            back(tmp_path)
+    for _ in range(2):
+        back(tmp_path)
+        assert late_rows(tmp_path) == [(APP, 0, 0)] * 2
+        assert late_rows(tmp_path, "per_day") == []
+        assert read_stream_ledger(tmp_path).late == {"per_minute": 2, "per_day": 0}
+
+    # The next job numbers its polls anew, and dies between its tables and the ledger: none of its rows counts, those before stay.
+    stream.polls = {0: (0, 10)}
+    append = StreamTable.append
+
+    def killed(table, *rest):
+        if table.root.name == "ledger":
+            raise Killed
+        append(table, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamTable, "append", killed)
+        with pytest.raises(Killed):
+            Job().receive(*stream.poll(0), late(5, job="job-2", poll=0)).commit(committer(tmp_path, "job-2"))
+    assert len(late_rows(tmp_path)) == 7
+    roll_back(tmp_path, resume_positions(tmp_path), jobs=[APP, "job-2"], committed_at=NOON_US)
+    assert late_rows(tmp_path) == [(APP, 0, 0)] * 2
+    assert read_stream_ledger(tmp_path).late == {"per_minute": 2, "per_day": 0}
+
+
+def test_ids_are_those_of_a_version_of_the_lake(tmp_path):
+    stream, job = SmallStream(tmp_path), Job()
+    job.receive(*stream.poll()).commit(committer(tmp_path))
+    version = DeltaTable(str(tmp_path / "events")).version()
+    before = list(recent_ids(tmp_path, 0, version=version))
+    job.receive(*stream.poll()).commit(committer(tmp_path))
+    assert compact_lake(tmp_path, "events", min_files=2).removed == 4
+    assert list(recent_ids(tmp_path, 0, version=version)) == before
+    assert sum(batch.num_rows for batch in recent_ids(tmp_path, 0)) == 16

@@ -80,6 +80,7 @@ def test_totals_say_where_the_stream_stands(out):
         readers_at_end=1,
         last_commit=NOON + dt.timedelta(microseconds=9),
         commits=2,
+        readers={0: (1, False), 1: (1, True)},
     )
     assert not totals.drained
     assert totals.ledger() == Ledger(25, 20, totals.rejected)

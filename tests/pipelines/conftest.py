@@ -51,14 +51,15 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def kernels(make: Any, name: str) -> Any:
         @functools.wraps(make)
-        def cached(self: Definition, *arguments: str) -> list[Kernel]:
+        def cached(self: Definition, *arguments: str, **named: bool) -> list[Kernel]:
             if self.profiles is not None:
-                return list(make(self, *arguments))
+                return list(make(self, *arguments, **named))
             times = (self.max_age, self.max_ahead)
             rules = (tuple(self.rules.items()), tuple(self.filter.items()))
             made_from = (
                 name,
                 arguments,
+                tuple(named.items()),
                 self.key.fingerprint,
                 self.schema,
                 times,
@@ -66,7 +67,7 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> None:
                 rules,
             )
             if made_from not in _MADE:
-                _MADE[made_from] = make(self, *arguments)
+                _MADE[made_from] = make(self, *arguments, **named)
             return _MADE[made_from]
 
         return cached

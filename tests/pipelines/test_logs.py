@@ -124,7 +124,7 @@ def test_fields_are_values_of_their_own() -> None:
 
 def test_others_are_heard_from_warning_on() -> None:
     def act() -> None:
-        for name in ("headrace.x", "apache_beam.utils.subprocess_server", "urllib3.connectionpool", "other"):
+        for name in ("headrace.x", "apache_beam.io.kafka", "urllib3.connectionpool", "other"):
             for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
                 logging.getLogger(name).log(level, name)
 
@@ -139,6 +139,17 @@ def test_others_are_heard_from_warning_on() -> None:
     ]
     assert heard("ERROR") == [(name, "error") for name in ("headrace", "apache_beam", "urllib3", "other")]
     assert ("headrace", "debug") in heard("debug") and ("apache_beam", "info") not in heard("debug")
+
+
+def test_prisms_comings_and_goings_are_heard_only_where_they_fail() -> None:
+    def act() -> None:
+        logging.getLogger("PrismRunner").setLevel(logging.INFO)  # as Beam does when it starts Prism
+        for level in (logging.INFO, logging.WARNING, logging.ERROR):
+            logging.getLogger("PrismRunner").log(level, "x")
+            logging.getLogger("apache_beam.utils.subprocess_server").log(level, "x")
+
+    assert [line["level"] for line in lines(act, "warning")] == ["error", "error"]
+    assert [line["level"] for line in lines(act, "debug")].count("warning") == 2
 
 
 def test_warnings_are_lines_too() -> None:

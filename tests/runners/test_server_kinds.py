@@ -144,9 +144,10 @@ def test_flinks_defaults_keep_state_and_can_be_overridden(tmp_path: Path) -> Non
         "state.checkpoints.num-retained": 3,
         "state.savepoints.dir": f"file://{tmp_path}/savepoints",
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
-        "restart-strategy.type": "fixed-delay",
-        "restart-strategy.fixed-delay.attempts": 20,
-        "restart-strategy.fixed-delay.delay": "2 s",
+        "restart-strategy.type": "exponential-delay",
+        "restart-strategy.exponential-delay.max-backoff": "10 s",
+        "restart-strategy.exponential-delay.attempts-before-reset-backoff": 20,
+        "rest.cache.checkpoint-statistics.timeout": "200 ms",
         "heartbeat.timeout": 20_000,
     }
     assert {name: found[name] for name in wanted} == wanted

@@ -1,8 +1,10 @@
 import ast
 import hashlib
+import io
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -128,6 +130,22 @@ def test_equal_files_share_an_environment_that_sees_the_pools_libraries(tmp_path
     code = "import sys, pyarrow; print(sys.prefix)"
     done = subprocess.run([python_of(first), "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(first / "venv")
+
+
+def test_builds_of_one_sdist_at_different_times_count_as_equal(tmp_path: Path) -> None:
+    def sdist(time: int, content: bytes) -> bytes:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+            member = tarfile.TarInfo("headrace/a.py")
+            member.size, member.mtime = len(content), time
+            archive.addfile(member, io.BytesIO(content))
+        return packed.getvalue()
+
+    environments = Environments(tmp_path)
+    first = environments.obtain({"a.tar.gz": sdist(1, b"x = 1")})
+    assert environments.obtain({"a.tar.gz": sdist(2, b"x = 1")}) == first
+    assert environments.obtain({"a.tar.gz": sdist(1, b"x = 2")}) != first
+    assert environments.obtain({"a.tar.gz": sdist(1, b"x = 1")[:40]}) != first
 
 
 @pytest.mark.parametrize(("isolated", "flag"), [(True, []), (False, ["--no-build-isolation"])])

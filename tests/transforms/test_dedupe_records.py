@@ -25,6 +25,7 @@ from headrace.transforms.dedupe_records import (
     payload_hashes,
     recurring,
     resolve,
+    rows_by_shard,
     settle,
     unpack,
     unpack_records,
@@ -303,3 +304,23 @@ def test_settle_rejects_losers_and_renumbers_occurrences():
 def test_settle_without_verdicts_returns_the_batch_itself():
     batch = events([{"event_id": "a"}])
     assert settle(batch, unpack([])).accepted is batch
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "00000000-0000-4000-8000-000000000001", "c" * 40, None])),
+    st.integers(1, 7),
+)
+def test_rows_by_shard_keeps_every_row_once_and_equal_ids_together(
+    ids: list[str | None], shards: int
+) -> None:
+    batch = pa.RecordBatch.from_pydict({"event_id": pa.array(ids, pa.string()), "row": range(len(ids))})
+    parts = dict(rows_by_shard(batch, shards))
+    assert sorted(row for part in parts.values() for row in part.column("row").to_pylist()) == list(
+        range(len(ids))
+    )
+    of: dict[str | None, int] = {}
+    for shard, part in parts.items():
+        assert 0 <= shard < shards and part.num_rows
+        assert part.column("row").to_pylist() == sorted(part.column("row").to_pylist())
+        for event_id in part.column("event_id").to_pylist():
+            assert of.setdefault(event_id, shard) == shard
