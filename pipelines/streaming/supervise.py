@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from headrace.connectors.atomic_file import OutputError
 from headrace.connectors.stream_ledger import StreamTotals, read_stream_ledger
 from headrace.connectors.stream_output import JobRecord, StreamOutput
 from headrace.pipelines.logs import without_values
@@ -61,6 +62,7 @@ class Supervisor:
         self._clock = clock
         self._began = time.monotonic()
         self._phase = "starting"
+        self._unsaved = False
         self._commits_before = 0
         self._polls_before: dict[int, int] = {}
         self._seen: list[tuple[float, int]] = []
@@ -104,6 +106,8 @@ class Supervisor:
         if self._task.control.asked() != DRAIN:
             self._record.layout[FINISHED] = True
         self._remember(self._engine.stop())
+        if self._unsaved:
+            self._output.save()
         self._output.save()
         self._report()
 
@@ -112,10 +116,18 @@ class Supervisor:
             self._telemetry.event(event)
 
     def _remember(self, state: str | None) -> None:
-        """Saves where the job's state is, for the next launcher."""
-        if state is not None and state != self._record.state:
-            self._record.state = state
+        """Saves where the job's state is, for the next launcher; a full disk is no reason to end a job that can wait for room."""
+        if state is None or (state == self._record.state and not self._unsaved):
+            return
+        self._record.state = state
+        try:
             self._output.save()
+        except OutputError as error:
+            if not self._unsaved:
+                _log.error("%s", error)
+            self._unsaved = True
+        else:
+            self._unsaved = False
 
     def _watch(self) -> str | None:
         """Returns None once the job is drained, or why it is no longer running."""

@@ -76,13 +76,14 @@ class TcpProxy:
                     raise ConnectionRefusedError
                 server = socket.create_connection((HOST, self._target), timeout=5)
                 server.settimeout(None)
+                for end in (client, server):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError:
                 _abort(client)
                 continue
             with self._lock:
                 self._open |= {client, server}
             for source, sink in ((client, server), (server, client)):
-                source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
