@@ -32,5 +32,6 @@ def test_with_the_protection_off_the_checker_finds_damage(tmp_path: Path) -> Non
         only=["kill_taskmanager"],
         disk_megabytes=0,
         broken="commit_at_once",
+        most_seconds=90,
     )
     assert any("(doubled)" in fault for fault in report.verdict.faults)
