@@ -48,7 +48,7 @@ class CommitFn(StatefulShardFn, slots=SLOTS):
         )
         self._rest = FlinkRest(task.checkpoints) if task.checkpoints else None
         self._flink_job: str | None = None
-        self._looked_at = self._asked_at = 0
+        self._looked_at = 0
         self._mark: Mark | None = None
         self._lock = threading.Lock()
 

@@ -1,12 +1,10 @@
 """The first stage: a reader's polls to masked events by shard, rejects to quarantine files."""
 
-import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from uuid import uuid4
 
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
@@ -15,11 +13,9 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
 from headrace.connectors.raw_blocks import Block
-from headrace.connectors.stream_entries import QUARANTINE, Entry, FilesEntry, PollEntry, pack
-from headrace.connectors.stream_sinks import Outlet, reject_rows
+from headrace.connectors.stream_entries import Entry, PollEntry, pack
 from headrace.connectors.stream_source import Poll, Reader
-from headrace.connectors.write_quarantine import QuarantineWriter
-from headrace.pipelines.definition import MASKED_STAGES
+from headrace.pipelines.streaming.bundle_output import BundleOutput
 from headrace.pipelines.streaming.poison import Attempts, quarantine_whole, run_kernels
 from headrace.pipelines.streaming.reader_state import ReaderState
 from headrace.pipelines.streaming.stream_task import DRAIN, FINISH, HOLD, StreamTask
@@ -43,7 +39,6 @@ TICK_SECONDS = 0.2
 """How often the stages hear of a reader that has nothing to read."""
 
 Keyed = tuple[int, bytes]
-_log = logging.getLogger(__name__)
 
 
 def to_commit(entries: list[Entry]) -> TaggedOutput:
@@ -74,18 +69,18 @@ class ReadFn(StatefulShardFn, slots=0):
         self._kernels = task.definition.before_dedupe(task.source.format, stream=True)
         self._open: dict[int, tuple[Reader, str]] = {}
         self._seeding: tuple[int, Iterator[pa.RecordBatch]] | None = None
-        self._quarantine_sinks = Outlet(task.quarantine_sinks)
+        self._output = BundleOutput(task)
 
     def start_bundle(self) -> None:
         self._entries: list[Entry] = []
-        self._quarantine: QuarantineWriter | None = None
+        self._output.begin()
         self._spent: dict[int, float] = {}
 
     def teardown(self) -> None:
         for reader, _ in self._open.values():
             reader.close()
         self._open.clear()
-        self._quarantine_sinks.close()
+        self._output.close()
 
     def handle(
         self, key: int, value: bytes, state: ShardState, **more: object
@@ -111,10 +106,7 @@ class ReadFn(StatefulShardFn, slots=0):
         self._spent[key] = self._spent.get(key, 0.0) + time.monotonic() - began
 
     def finish_bundle(self) -> Iterator[TaggedOutput]:
-        self._quarantine_sinks.flush()
-        entries = self._entries
-        if self._quarantine is not None:
-            entries.append(FilesEntry(QUARANTINE, tuple(self._quarantine.close())))
+        entries = [*self._entries, *self._output.finish()]
         if entries:
             yield to_commit(entries)
         self.start_bundle()
@@ -261,22 +253,9 @@ class ReadFn(StatefulShardFn, slots=0):
             accepted, rejects = run_kernels(self._kernels, raw, task.definition.key)
         attempts.end()
         for batch in rejects:
-            self._writer().write(batch)
-            if task.quarantine_sinks:
-                self._quarantine_sinks.write(reject_rows(batch))
+            self._output.reject(batch)
         rejected = sum(batch.num_rows for batch in rejects)
         return accepted if accepted.num_rows else self._nothing(), rejected
-
-    def _writer(self) -> QuarantineWriter:
-        if self._quarantine is None:
-            task = self._task
-            self._quarantine = QuarantineWriter(
-                Path(task.output) / "quarantine",
-                f"{task.job}-r-{uuid4().hex}",
-                masked_stages=MASKED_STAGES,
-                compression=task.compression,
-            )
-        return self._quarantine
 
     @staticmethod
     def _nothing() -> pa.RecordBatch:

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import replace as with_
-from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +11,8 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
-from headrace.connectors.stream_entries import EVENTS, QUARANTINE, Entry, FilesEntry, ShardEntry
-from headrace.connectors.stream_sinks import Outlet, reject_rows
-from headrace.connectors.write_lake import PartitionedWriter
-from headrace.connectors.write_quarantine import QuarantineWriter
-from headrace.pipelines.definition import MASKED_STAGES
+from headrace.connectors.stream_entries import Entry, ShardEntry
+from headrace.pipelines.streaming.bundle_output import BundleOutput
 from headrace.pipelines.streaming.poison import run_kernels
 from headrace.pipelines.streaming.read_fn import PAYLOAD, Keyed, to_commit
 from headrace.pipelines.streaming.seed import has_ids
@@ -67,18 +62,16 @@ class ShardFn(StatefulShardFn, slots=SLOTS):
         self._dedupe: dict[int, DedupeShard] = {}
         self._nothing = conform({}, EVENT_SCHEMA, 0)
         self._metrics = task.metrics
-        self._sinks, self._quarantine_sinks = Outlet(task.sinks), Outlet(task.quarantine_sinks)
+        self._output = BundleOutput(task)
 
     def teardown(self) -> None:
-        self._sinks.close()
-        self._quarantine_sinks.close()
+        self._output.close()
 
     def start_bundle(self) -> None:
         self._entries: list[Entry] = []
         self._judged: list[_Judged] = []
         self._rejects: list[pa.RecordBatch] = []
-        self._lake: PartitionedWriter | None = None
-        self._quarantine: QuarantineWriter | None = None
+        self._output.begin()
 
     def handle(self, key: int, value: bytes, state: ShardState, **more: object) -> Iterator[Keyed]:
         message = Message.unpack(value)
@@ -117,13 +110,7 @@ class ShardFn(StatefulShardFn, slots=SLOTS):
     def finish_bundle(self) -> Iterator[WindowedValue | TaggedOutput]:
         for keyed in self._work():
             yield WindowedValue(keyed, MIN_TIMESTAMP, [GlobalWindow()])
-        self._sinks.flush()
-        self._quarantine_sinks.flush()
-        entries = self._entries
-        if self._lake is not None:
-            entries.append(FilesEntry(EVENTS, tuple(self._lake.close())))
-        if self._quarantine is not None:
-            entries.append(FilesEntry(QUARANTINE, tuple(self._quarantine.close())))
+        entries = [*self._entries, *self._output.finish()]
         if entries:
             yield to_commit(entries)
         self.start_bundle()
@@ -147,13 +134,8 @@ class ShardFn(StatefulShardFn, slots=SLOTS):
             kept = np.bincount(messages, minlength=len(judged))
             rows = drop(rows, _MESSAGE)
         if rejects:
-            together = concat(rejects)
-            self._quarantine_writer().write(together)
-            if self._task.quarantine_sinks:
-                self._quarantine_sinks.write(reject_rows(together))
-        if rows.num_rows:
-            self._lake_writer().write(rows)
-            self._sinks.write(rows)
+            self._output.reject(concat(rejects))
+        self._output.accept(rows)
         for each, accepted in zip(judged, kept.tolist(), strict=True):
             answer = each.answer
             self._entries.append(
@@ -192,25 +174,3 @@ class ShardFn(StatefulShardFn, slots=SLOTS):
                     messages += [with_(answers[0], batch=part), *answers[1:]]
             for window_shard, messages in enumerate(sent):
                 yield task.window_key(number, window_shard), pack_all(messages)
-
-    def _lake_writer(self) -> PartitionedWriter:
-        if self._lake is None:
-            task = self._task
-            self._lake = PartitionedWriter(
-                Path(task.output) / "events",
-                partition="event_date",
-                name=f"{task.job}-{uuid4().hex}",
-                compression=task.compression,
-            )
-        return self._lake
-
-    def _quarantine_writer(self) -> QuarantineWriter:
-        if self._quarantine is None:
-            task = self._task
-            self._quarantine = QuarantineWriter(
-                Path(task.output) / "quarantine",
-                f"{task.job}-{uuid4().hex}",
-                masked_stages=MASKED_STAGES,
-                compression=task.compression,
-            )
-        return self._quarantine

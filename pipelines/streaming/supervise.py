@@ -106,8 +106,6 @@ class Supervisor:
         if self._task.control.asked() != DRAIN:
             self._record.layout[FINISHED] = True
         self._remember(self._engine.stop())
-        if self._unsaved:
-            self._output.save()
         self._output.save()
         self._report()
 
