@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from headrace.pipelines.exits import WRONG_USE
+from headrace.pipelines.findings import print_findings
 from headrace.schemas.errors import ConfigError, HeadraceError
 
 Status = Literal["ok", "warning", "missing"]
@@ -58,11 +59,7 @@ def doctor(
     if as_json:
         typer.echo(json.dumps({"usable": usable, "findings": [asdict(f) for f in findings]}, indent=2))
     else:
-        width = max(len(f.name) for f in findings)
-        for f in findings:
-            typer.echo(f"{f.status:<8} {f.name:<{width}}  {f.detail}")
-            if f.fix and f.status != "ok":
-                typer.echo(f"{'':<8} {'':<{width}}  fix: {f.fix}")
+        print_findings(findings)
         typer.echo("headrace is ready" if usable else "headrace can't run yet: see the fixes above")
     if not usable:
         raise typer.Exit(WRONG_USE)

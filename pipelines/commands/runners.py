@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from headrace.pipelines.exits import INVALID
+from headrace.pipelines.findings import print_findings
 
 app = typer.Typer(
     help="List the runners, and check one.",
@@ -70,11 +71,7 @@ def check(
     if as_json:
         typer.echo(json.dumps({"fit": fit, "findings": [asdict(found) for found in findings]}, indent=2))
     else:
-        width = max(len(found.name) for found in findings)
-        for found in findings:
-            typer.echo(f"{found.status:<8} {found.name:<{width}}  {found.detail}")
-            if found.fix and found.status != "ok":
-                typer.echo(f"{'':<8} {'':<{width}}  fix: {found.fix}")
+        print_findings(findings)
         typer.echo(f"{name} is {'ready' if fit else 'not ready: see the fixes above'}")
     if not fit:
         raise typer.Exit(INVALID)
