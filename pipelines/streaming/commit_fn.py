@@ -74,7 +74,7 @@ class CommitFn(StatefulShardFn, slots=SLOTS):
             if finalizer is None:
                 yield self._commit(ready)
             else:
-                finalizer.register(lambda: self._commit(ready))
+                finalizer.register(lambda: self._commit_final(ready))
 
     def _after_checkpoint(self, pending: CommitState, rest: FlinkRest, now: int) -> Iterator[int]:
         if now - self._looked_at < LOOK_US:
@@ -101,6 +101,11 @@ class CommitFn(StatefulShardFn, slots=SLOTS):
         except FlinkError as error:
             _log.warning("%s", error)
         return None
+
+    def _commit_final(self, ready: Ready) -> None:
+        """Bundles may become final in another order than they ran: what a later one has committed is done."""
+        if self._mark is None or ready.arrivals[-1].seq > self._mark.seq:
+            self._commit(ready)
 
     def _commit(self, ready: Ready) -> int:
         with self._lock:
