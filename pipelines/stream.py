@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, TestOptions
 
 from headrace.connectors.commit_stream import StreamCommitter
 from headrace.connectors.ledger import Ledger
@@ -24,16 +24,18 @@ from headrace.pipelines.logs import name_job
 from headrace.pipelines.stream_config import StreamConfig
 from headrace.pipelines.streaming.engine import BeamEngine, Engine, FlinkEngine, savepoints_folder
 from headrace.pipelines.streaming.graph import Heartbeats, assemble_stream
+from headrace.pipelines.streaming.read_fn import BUNDLE_SECONDS, FLINK_BUNDLE_SECONDS
 from headrace.pipelines.streaming.start import Start
 from headrace.pipelines.streaming.stream_progress import StreamProgress
 from headrace.pipelines.streaming.stream_task import StreamTask
 from headrace.pipelines.streaming.supervise import Supervisor
 from headrace.pipelines.streaming.telemetry import Telemetry
-from headrace.pipelines.streaming.upkeep import Upkeep
+from headrace.pipelines.streaming.upkeep import UpkeepProcess
 from headrace.runners.failures import explained
 from headrace.runners.flink import rest_address
 from headrace.runners.flink_rest import FlinkRest
-from headrace.runners.options import prepare, with_package
+from headrace.runners.options import examine, prepare, with_package
+from headrace.schemas.errors import ConfigError
 from headrace.transforms.coders import register_coders
 
 
@@ -93,6 +95,10 @@ def run_stream(
     """
     began = time.monotonic()
     config.require_paths()
+    found, _ = examine(beam_args, config, streaming=True)
+    dry_run = dry_run or found.options.view_as(TestOptions).dry_run
+    if dry_run and found.profile.name == "dataflow":
+        beam_args = [*beam_args, "--dry_run=true"]  # Without it the profile refuses the job.
     prepared = prepare(beam_args, config, streaming=True)
     definition = build_definition(config)
     source = open_source(
@@ -141,9 +147,18 @@ def run_stream(
             clock=clock,
             connect=not dry_run,
         )
-        task = start.task(rest.url if rest else None, sinks, quarantine_sinks)
+        task = start.task(
+            rest.url if rest else None,
+            sinks,
+            quarantine_sinks,
+            retries_bundles=prepared.profile.retries_bundles,
+        )
         if dry_run:
-            build(options_for(task.job_name, None), rest is not None).to_runner_api()
+            pipeline = build(options_for(task.job_name, None), rest is not None)
+            if prepared.profile.name == "dataflow":
+                pipeline.run()  # Beam makes the whole job of it, and sends nothing.
+            else:
+                pipeline.to_runner_api()
             return StreamResult(Path(config.output), task.job, None, {}, 0, time.monotonic() - began)
         StreamCommitter(output.out, app_id=task.job, lake_schema=definition.lake_schema()).prepare()
         name_job(task.job)
@@ -159,7 +174,7 @@ def run_stream(
             on_progress=on_progress,
             telemetry=telemetry,
         )
-        with explained(), Upkeep(output.out, config.compact_seconds):
+        with explained(), UpkeepProcess(output.out, config.compact_seconds):
             supervisor.run(start.restore)
         totals = read_stream_ledger(output.out, positions=False)
         return StreamResult(
@@ -174,8 +189,19 @@ def run_stream(
 
 
 def build_pipeline(options: PipelineOptions, task: StreamTask, *, native: bool) -> beam.Pipeline:
-    """Returns the pipeline of ``docs/architecture.md``, section "Streaming pipeline", not yet run."""
+    """Returns the pipeline of ``docs/architecture.md``, section "Streaming pipeline", not yet run.
+
+    Raises:
+        ConfigError: Beam does not take the value of an option.
+    """
     register_coders()
-    pipeline = beam.Pipeline(options=options)
-    assemble_stream(pipeline | "Heartbeats" >> Heartbeats(native=native), task)
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except ValueError as error:
+        raise ConfigError(f"Beam refuses the runner's options: {error}") from error
+    assemble_stream(
+        pipeline | "Heartbeats" >> Heartbeats(native=native),
+        task,
+        bundle_seconds=FLINK_BUNDLE_SECONDS if native else BUNDLE_SECONDS,
+    )
     return pipeline

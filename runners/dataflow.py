@@ -88,4 +88,5 @@ PROFILE = Profile(
     versions="Beam 2.77, Runner v2, Streaming Engine; checked without credentials only",
     no_batch=f"{NOT_YET}; use --runner=direct on a machine that sees the data",
     ships_package=True,
+    retries_bundles=True,
 )

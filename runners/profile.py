@@ -55,6 +55,9 @@ class Profile:
     aliases: tuple[str, ...] = ()
     ships_package: bool = False
     """True if workers get headrace from the launcher (``--setup_file``)."""
+    retries_bundles: bool = False
+    """True if it tries a failed bundle again from the state before it, and has no checkpoints that can be asked for: what a bundle
+    publishes has to wait until the runner says that the bundle is final."""
     default_environment: str = ""
     """Where workers run if no ``--environment_type`` says so; empty: it must be said, or the runner has no choice."""
 

@@ -127,7 +127,12 @@ class Start:
         return cls(output, config, definition, source, record, None, clock())
 
     def task(
-        self, checkpoints: str | None, sinks: Sequence[Sink] = (), quarantine_sinks: Sequence[Sink] = ()
+        self,
+        checkpoints: str | None,
+        sinks: Sequence[Sink] = (),
+        quarantine_sinks: Sequence[Sink] = (),
+        *,
+        retries_bundles: bool = False,
     ) -> StreamTask:
         """Returns what the workers need.
 
@@ -135,6 +140,7 @@ class Start:
             checkpoints: URL of Flink's REST service, if the job runs there.
             sinks: what gets the accepted events beside the lake.
             quarantine_sinks: what gets the rejected rows.
+            retries_bundles: as the runner's profile says.
         """
         config = self.config
         until = None if config.until is None else end_of(config.until, self.now)
@@ -167,6 +173,7 @@ class Start:
             max_events=config.max_events,
             until_us=None if until is None else round(until.timestamp() * 1_000_000),
             checkpoints=checkpoints,
+            retries_bundles=retries_bundles,
             seed=None if seed is None else Seed(**seed),
             sinks=tuple(sinks),
             quarantine_sinks=tuple(quarantine_sinks),

@@ -140,6 +140,19 @@ def test_a_ledger_that_does_not_balance_ends_with_3(flags: list[str], fake: Fake
     assert code == 3 and "error: rows in 5 ≠ accepted 2 + rejected 2: 1 row is missing" in error
 
 
+def test_a_dry_run_makes_a_whole_job_for_dataflow_without_credentials(tmp_path: Path, key: Path) -> None:
+    args = ("--source", "kafka://127.0.0.1:1/t", "--output", str(tmp_path / "out"), "--key-file", str(key))
+    cloud = ("--runner", "dataflow", "--region=europe-west1", "--temp_location=gs://bucket/tmp")
+    code, text, error = run(*args, "--dry-run", *cloud, "--project=proj-x")
+    assert (code, error) == (0, "")
+    assert text == "Checked: configuration, options and graph are sound; nothing was started\n"
+    assert run(*args, "--dry_run=true", *cloud, "--project=proj-x") == (code, text, error)
+    code, _, error = run(*args, "--dry-run", *cloud, "--project=X")
+    assert code == 2 and "Beam refuses the runner's options" in error and "Invalid Project ID (X)" in error
+    code, _, error = run(*args, *cloud, "--project=proj-x")
+    assert code == 2 and "build and check the job with --dry-run" in error
+
+
 def test_a_dry_run_checks_everything_without_a_source(tmp_path: Path, key: Path) -> None:
     args = ("--output", str(tmp_path / "out"), "--key-file", str(key), "--dry-run")
     code, text, error = run("--source", "kafka://127.0.0.1:1/t", *args)

@@ -6,6 +6,7 @@ from typing import Any
 import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability.api import beam_runner_api_pb2
 
 from headrace.connectors.stream_ledger import StreamTotals, read_stream_ledger
 from headrace.pipelines.streaming.graph import Heartbeats, assemble_stream
@@ -47,6 +48,24 @@ def without(found: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
 
 def ids(out: Path) -> list[str]:
     return sorted(row["event_id"] for row in rows(out, "events"))
+
+
+@pytest.mark.parametrize("retries", [False, True])
+def test_rows_wait_for_final_bundles_where_bundles_are_tried_again(
+    retries: bool, tmp_path: Path, key: Path
+) -> None:
+    """On Dataflow. Prism answers with an error to a step that asks for it without need."""
+    task = make_task(tmp_path / "out", LineSource("none", NOW), key, retries_bundles=retries)
+    pipeline = beam.Pipeline(options=PipelineOptions([]))
+    assemble_stream(pipeline | Heartbeats(native=False), task)
+    transforms = pipeline.to_runner_api().components.transforms.values()
+    asking = [
+        each.unique_name
+        for each in transforms
+        if each.spec.urn == "beam:transform:pardo:v1"
+        and beam_runner_api_pb2.ParDoPayload.FromString(each.spec.payload).requests_finalization
+    ]
+    assert asking == (["Commit"] if retries else [])
 
 
 def test_stream_and_batch_write_the_same(

@@ -4,7 +4,12 @@ import json
 import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,10 +21,17 @@ from headrace.connectors.commit_stream import StreamCommitter
 from headrace.connectors.stream_ledger import read_stream_ledger
 from headrace.pipelines.cli import app
 from headrace.pipelines.streaming import upkeep
-from headrace.pipelines.streaming.upkeep import Upkeep, tables_of
+from headrace.pipelines.streaming.upkeep import NICENESS, Upkeep, UpkeepProcess, tables_of
 from tests.connectors.small_stream import APP, ENRICHED_SCHEMA, Job, SmallStream, late, metric
 
 TABLES = ["events", "quarantine", "ledger", "metrics/per_minute", "late/per_minute"]
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
 
 
 def files(out: Path, table: str) -> int:
@@ -51,7 +63,7 @@ def test_every_table_of_an_output_is_kept_small(out: Path, tmp_path: Path) -> No
     assert tables_of(tmp_path) == []
     (out / "metrics" / "no_table").mkdir()
     assert tables_of(out) == TABLES
-    done = Upkeep(out, 60).look()
+    done = Upkeep(out).look()
     assert {name: (each.removed, each.added) for name, each in done.items()} == {
         "events": (32, 1),
         "quarantine": (32, 1),
@@ -59,7 +71,7 @@ def test_every_table_of_an_output_is_kept_small(out: Path, tmp_path: Path) -> No
         "metrics/per_minute": (16, 1),
         "late/per_minute": (16, 1),
     }
-    assert Upkeep(out, 60).look() == {}
+    assert Upkeep(out).look() == {}
     totals = read_stream_ledger(out)
     assert (totals.rows_in, totals.accepted, totals.commits, totals.balanced) == (160, 128, 16, True)
 
@@ -67,8 +79,8 @@ def test_every_table_of_an_output_is_kept_small(out: Path, tmp_path: Path) -> No
 def test_a_committer_beside_it_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both run at full speed, without a pause between."""
     compact_lake = upkeep.compact_lake
-    monkeypatch.setattr(upkeep, "compact_lake", lambda out, name: compact_lake(out, name, min_files=3))
-    keeper, over, removed = Upkeep(tmp_path, 60), threading.Event(), []
+    monkeypatch.setattr(upkeep, "compact_lake", lambda out, name, **_: compact_lake(out, name, min_files=3))
+    keeper, over, removed = Upkeep(tmp_path), threading.Event(), []
 
     def keep() -> None:
         while not over.is_set():
@@ -96,7 +108,7 @@ def test_files_that_nothing_needs_are_deleted_now_and_then(tmp_path: Path) -> No
     orphan.write_bytes(b"left by a bundle that failed")
     os.utime(orphan, (0, 0))
     now = [0.0]
-    keeper = Upkeep(tmp_path, 60, clean_seconds=3600, clock=lambda: now[0])
+    keeper = Upkeep(tmp_path, clean_seconds=3600, clock=lambda: now[0])
     keeper.look()
     assert orphan.exists()
     now[0] = 3600
@@ -111,32 +123,44 @@ def test_what_fails_is_logged_and_the_other_tables_are_kept(
 ) -> None:
     compact_lake = upkeep.compact_lake
 
-    def failing(folder: Path, name: str) -> object:
+    def failing(folder: Path, name: str, **more: int) -> object:
         if name == "events":
             raise error
-        return compact_lake(folder, name)
+        return compact_lake(folder, name, **more)
 
     monkeypatch.setattr(upkeep, "compact_lake", failing)
     with caplog.at_level(logging.WARNING):
-        assert list(Upkeep(out, 60).look()) == TABLES[1:]
+        assert list(Upkeep(out).look()) == TABLES[1:]
     assert "upkeep of table events" in caplog.text and str(error) in caplog.text
 
 
-def test_the_thread_runs_until_the_stream_ends(out: Path) -> None:
-    looked = threading.Event()
+def test_the_process_works_until_the_stream_ends(out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), UpkeepProcess(out, 0.1) as running:
+        wait_for(lambda: files(out, "events") == 1)
+        first = running._process
+        assert first is not None
+        assert os.getpriority(os.PRIO_PROCESS, first.pid) == os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+        os.kill(first.pid, signal.SIGKILL)
+        wait_for(lambda: running._process not in (None, first))
+        second = running._process
+    assert second is not None and second.poll() == 0
+    assert "table events: 32 small files became 1" in caplog.text
+    assert "the upkeep of the tables ended with code -9; it is started again" in caplog.text
 
-    class Noticed(Upkeep):
-        def look(self):  # type: ignore[no-untyped-def]
-            done = super().look()
-            looked.set()
-            return done
 
-    with Noticed(out, 0.001) as keeper:
-        assert looked.wait(20)
-    assert keeper._thread is not None and not keeper._thread.is_alive()
-    assert files(out, "events") == 1
-    with Upkeep(out, 0) as off:
-        assert off._thread is None
+def test_no_process_where_none_is_wanted(out: Path) -> None:
+    with UpkeepProcess(out, 0) as off:
+        assert off._process is None
+
+
+def test_it_ends_with_a_stream_that_was_killed(out: Path) -> None:
+    """Its standard input ends with the launcher."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", upkeep.__name__, str(out), "3600"], stdin=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(30) == 0
 
 
 def test_the_command_compacts_an_output(tmp_path: Path) -> None:
