@@ -42,7 +42,7 @@ check: $(STAMP)
 	@cd build/src && ../../$(BIN)/mypy --config-file ../../pyproject.toml --namespace-packages --explicit-package-bases -p headrace
 
 test-integration: $(STAMP)
-	@$(BIN)/pytest -m "integration and not chaos"
+	@$(BIN)/pytest -m integration
 
 test-chaos: $(STAMP)
 	@$(BIN)/python -m tests.chaos.run --seed $(SEED) --kills $(KILLS)

@@ -122,13 +122,18 @@ class StreamTotals:
     commits: int = 0
     readers: dict[int, ReaderTotals] = field(default_factory=dict)
     windows_ended: int = 0
-    """Shards of window tables that have come to the end of the stream."""
-    """Of the present job."""
+    """Shards of window tables, of the present job, that have come to the end of the stream."""
 
     @property
     def drained(self) -> bool:
         """True if nothing is under way between the source and the tables."""
         return not self.open_polls
+
+    @property
+    def equation(self) -> str:
+        """What has to be equal, in numbers."""
+        rejected = sum(sum(reasons.values()) for reasons in self.rejected.values())
+        return f"rows in {self.rows_in:,} ≠ accepted {self.accepted:,} + rejected {rejected:,} + in flight {self.in_flight:,}"
 
     def ledger(self) -> Ledger:
         """Returns the ledger of what has arrived: rows in flight don't count as rows in, and are in ``in_flight``."""

@@ -135,8 +135,8 @@ class Supervisor:
             totals = self._report()
             if not totals.balanced:
                 raise UntrustedRunError(
-                    f"the ledger does not balance: {totals.fault}. Nothing is committed any more; the job is cancelled. Keep the "
-                    "output as evidence and report it as a bug; to go on, start with --rebuild-state-from OUT"
+                    f"the ledger does not balance: {totals.fault or totals.equation}. Nothing is committed any more; the job is "
+                    "cancelled. Keep the output as evidence and report it as a bug; to go on, start with --rebuild-state-from OUT"
                 )
             if self._drained(totals):
                 return None

@@ -109,6 +109,7 @@ class Site:
         self.own_disk = disk_megabytes > 0 and self._mount(disk_megabytes)
         self.out = self.disk / "out"
         self.environment = {SITE: str(folder)}
+        self.broken = broken
         if broken:
             path = os.pathsep.join(filter(None, (str(BROKEN), os.environ.get("PYTHONPATH"))))
             self.environment |= {BREAK: broken, "PYTHONPATH": path}

@@ -24,6 +24,8 @@ from tests.chaos.producer import acknowledged_of
 TARGET_SECONDS = 60.0
 MOST_SECONDS = 300.0
 START_SECONDS = 400.0
+AFTERMATH_SECONDS = 15
+"""How long a control run goes on after its last fault."""
 END_SECONDS = 420.0
 LOOK_SECONDS = 1.0
 
@@ -115,11 +117,24 @@ class Run:
             producer.send_signal(signal.SIGTERM)
             if producer.wait(300):
                 raise RuntimeError("the producer has records that the broker did not acknowledge")
-            self._end()
+            unfinished = self._finish()
         finally:
             producer.kill()
         self._report.verdict = check(self._site.broker, TOPIC, self._manifest, self._site.out)
+        self._report.verdict.faults += unfinished
         self._report.elapsed_seconds = time.monotonic() - self._began
+
+    def _finish(self) -> list[str]:
+        """Drains the stream; returns why it can't be drained, as the output is to be looked at all the same."""
+        if self._site.broken:
+            time.sleep(AFTERMATH_SECONDS)
+            self._site.launcher.kill()  # Its books are wrong, so it may never see the end.
+            return []
+        try:
+            self._end()
+        except RuntimeError as error:
+            return [str(error)]
+        return []
 
     def _one(self, planned: Planned, most_seconds: float) -> bool:
         relaunches, began = self._relaunches, time.monotonic()

@@ -27,11 +27,11 @@ def test_with_the_protection_off_the_checker_finds_damage(tmp_path: Path) -> Non
     report = run(
         tmp_path / "site",
         seed=3,
-        kills=1,
+        kills=2,
         rate=1000,
-        only=["kill_taskmanager"],
+        only=["kill_taskmanager", "kill_taskmanager"],
         disk_megabytes=0,
         broken="commit_at_once",
-        most_seconds=90,
+        most_seconds=30,
     )
     assert any("(doubled)" in fault for fault in report.verdict.faults)

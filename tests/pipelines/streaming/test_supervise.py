@@ -214,6 +214,14 @@ def test_a_drain_that_takes_too_long_is_told(make: Callable[..., Case]) -> None:
     assert case.world.log == ["start None", "cancel"]
 
 
+def test_a_ledger_without_a_known_fault_tells_its_numbers(make: Callable[..., Case]) -> None:
+    case = make(show(totals(1, (1, False), balanced=False)))
+    with pytest.raises(
+        UntrustedRunError, match=r"does not balance: rows in [\d,]+ ≠ accepted [\d,]+ \+ rejected"
+    ):
+        case.run()
+
+
 def test_a_ledger_that_does_not_balance_cancels_the_job(make: Callable[..., Case]) -> None:
     case = make(show(totals(1, (1, False), balanced=False, fault="entries number 3: 2 rows too many")))
     with pytest.raises(UntrustedRunError, match="does not balance: entries number 3: 2 rows too many"):
