@@ -1,11 +1,12 @@
 """A stream at a rate, on a real runner: sustained events a second, lag, latency from broker to query, CPU and memory by process.
 
-    python -m benchmarks.stream [--runner prism|flink] [--rate 17000] [--seconds 60] [--events N] [--burst FACTOR]
+    python -m benchmarks.stream [--runner prism|flink] [--rate 17000] [--seconds 60] [--burst FACTOR]
         [--set NAME=VALUE …] [--option=--parallelism=2 …] [--work FOLDER] [--json FILE]
 
 Starts a Kafka and the runner of its own, simulates the events before the clock starts, writes them at the rate to four partitions
 (``LogAppendTime``), runs ``headrace run stream`` as a user would, ends it with SIGTERM, and reads the figures from what it left. A
-row counts as queryable from the moment at which the entry of its Delta version is in the log. The first seconds are left out.
+row counts as queryable from the moment at which the entry of its Delta version is in the log. It begins with a quarter of the rate
+until everything is warm, which is not counted.
 """
 
 import argparse
@@ -48,8 +49,10 @@ from headrace.runners.servers.server import Server
 from headrace.simulator.simulate import simulate
 
 PARTITIONS = 4
-WARM_SECONDS = 15.0
-"""After the first commit; not counted."""
+WARM_SECONDS, WARM_SHARE = 40.0, 0.25
+"""At first so much of the rate is written, for so long, until all workers have started and Java has compiled what it runs."""
+SETTLE_SECONDS = 10.0
+"""After that; not counted either."""
 START_SECONDS = 300.0
 DRAIN_SECONDS = 360.0
 BURST_SECONDS = 5.0
@@ -137,6 +140,7 @@ class Bench:
     def run(self, rate_: float, events: int, burst: Burst | None, seed: int) -> Figures:
         lines = self._work / "events.jsonl"
         simulate_lines(lines, events, seed, timedelta(seconds=events / rate_))
+        bursts = [Burst(0, WARM_SECONDS, WARM_SHARE), *([burst] if burst is not None else [])]
         with ExitStack() as stack:
             kafka = KafkaServer(self._work / "cluster")
             broker = str(stack.enter_context(self._up(kafka)))
@@ -147,7 +151,7 @@ class Bench:
             stack.callback(self._stop_sampler)
             stream = stack.enter_context(self._stream(f"kafka://{broker}/{topic}", flags))
             notes = self._work / "produced.jsonl"
-            self._produce(stream, broker, topic, lines, rate_, burst, notes)
+            self._produce(stream, broker, topic, lines, rate_, bursts, notes)
             produced = [(t, n) for t, n in map(json.loads, notes.read_text().splitlines())]
             self._await_committed(stream, produced[-1][1])
             self._drain(stream)
@@ -209,7 +213,7 @@ class Bench:
         topic: str,
         lines: Path,
         rate_: float,
-        burst: Burst | None,
+        bursts: Sequence[Burst],
         notes: Path,
     ) -> None:
         self._await_start(stream)
@@ -218,7 +222,7 @@ class Bench:
             *("--input", str(lines), "--rate", str(rate_), "--log", str(notes)),
             *("--partitions", str(PARTITIONS)),
         ]
-        if burst is not None:
+        for burst in bursts:
             command += ["--burst", f"{burst.at_seconds}:{burst.seconds}:{burst.factor}"]
         producer = subprocess.Popen(command)
         self._sampler.add(producer.pid)
@@ -283,7 +287,7 @@ def figures(
     """Reads a run's figures; its steady part is what is left without the beginning, the burst and what follows it."""
     committed = ledger_series(out)
     began, ended = produced[0][0], produced[-1][0]
-    first, last = min(began + WARM_SECONDS, (began + ended) / 2), ended
+    first, last = began + WARM_SECONDS + SETTLE_SECONDS, ended
     lags = lag(produced, committed, [began + i for i in range(int(ended - began) + 60)])
     told: dict[str, float | None] = {}
     if burst is not None:
@@ -322,8 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.stream", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runner", choices=("prism", "flink"), default="prism")
     parser.add_argument("--rate", type=float, default=17_000)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--events", type=int, help="instead of --seconds")
+    parser.add_argument("--seconds", type=float, default=60, help="at the full rate, after the beginning")
     parser.add_argument("--burst", type=float, metavar="FACTOR", help="for 5 s, after two fifths of the time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sdk-workers", type=int, default=1, help="Python worker processes (flink)")
@@ -337,9 +340,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for pair in given.set:
         name, _, value = pair.partition("=")
         settings[name] = json.loads(value)
-    seconds = given.seconds if given.events is None else given.events / given.rate
-    burst = Burst(0.4 * seconds, BURST_SECONDS, given.burst) if given.burst else None
-    events = due(seconds, given.rate, burst)
+    seconds = given.seconds + WARM_SECONDS + SETTLE_SECONDS
+    burst = Burst(seconds - 0.6 * given.seconds, BURST_SECONDS, given.burst) if given.burst else None
+    events = due(seconds, given.rate, [Burst(0, WARM_SECONDS, WARM_SHARE), *([burst] if burst else [])])
     work = given.work.absolute() / f"{given.runner}-{os.getpid()}"
     work.mkdir(parents=True)
     try:

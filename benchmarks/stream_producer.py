@@ -1,7 +1,7 @@
 """Writes lines of a file to a Kafka topic at a rate, and notes when how many were written.
 
     python -m benchmarks.stream_producer --broker HOST:PORT --topic T --input FILE --rate 17000 --log FILE
-        [--burst AT:SECONDS:FACTOR]
+        [--burst AT:SECONDS:FACTOR …]
 
 It imports no pyarrow and no Beam, so that it takes little of the machine that is measured.
 """
@@ -22,7 +22,7 @@ _NOTE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Burst:
-    """A time of a higher rate."""
+    """A time of a higher or a lower rate."""
 
     at_seconds: float
     seconds: float
@@ -41,12 +41,12 @@ class Burst:
         return cls(at, seconds, factor)
 
 
-def due(elapsed: float, rate: float, burst: Burst | None = None) -> int:
-    """Returns how many records should be written after so many seconds."""
+def due(elapsed: float, rate: float, bursts: Iterable[Burst] = ()) -> int:
+    """Returns how many records should be written after so many seconds. Bursts don't overlap."""
     extra = 0.0
-    if burst is not None:
+    for burst in bursts:
         inside = min(max(0.0, elapsed - burst.at_seconds), burst.seconds)
-        extra = inside * rate * (burst.factor - 1)
+        extra += inside * rate * (burst.factor - 1)
     return int(elapsed * rate + extra)
 
 
@@ -54,7 +54,7 @@ def produce(
     lines: Iterable[bytes],
     send: Callable[[int, bytes], None],
     rate: float,
-    burst: Burst | None,
+    bursts: Sequence[Burst],
     *,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
@@ -68,7 +68,7 @@ def produce(
     iterator = iter(lines)
     sent = 0
     while True:
-        wanted = due(clock() - began, rate, burst) - sent
+        wanted = due(clock() - began, rate, bursts) - sent
         chunk = list(islice(iterator, max(0, wanted)))
         for line in chunk:
             send(sent, line)
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--input", type=Path, required=True)
     parser.add_argument("--rate", type=float, required=True)
-    parser.add_argument("--burst", type=Burst.parse)
+    parser.add_argument("--burst", type=Burst.parse, action="append", default=[])
     parser.add_argument("--log", type=Path, required=True, help="gets a JSON line [time, records] at a time")
     given = parser.parse_args(arguments)
     from confluent_kafka import Producer

@@ -68,7 +68,7 @@ class StreamConfig(EventSettings):
         ),
     )
     shards: int = field(
-        default=16,
+        default=8,
         metadata=about(
             "Shards of dedupe state; each message costs a read of state for each shard, each shard is worked on by one "
             "core at a time.",
@@ -120,9 +120,10 @@ class StreamConfig(EventSettings):
         ),
     )
     poll_seconds: float = field(
-        default=0.25,
+        default=0.5,
         metadata=about(
-            "How long a poll waits for more records before it goes on with what it has.",
+            "Time between two polls of a reader that has caught up. Less lowers the latency, more the cost: a poll costs some "
+            "50 ms of CPU whatever it holds.",
             minimum=0.01,
             identity=False,
         ),

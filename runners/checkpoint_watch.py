@@ -8,7 +8,9 @@ from headrace.runners.flink_answers import Checkpoints, JobDetails
 from headrace.runners.flink_rest import FlinkRest
 
 LATE_INTERVALS = 10
-"""So many intervals without a complete checkpoint are too many."""
+"""So many intervals without a complete checkpoint are too many,"""
+LATE_SECONDS = 30
+"""but not less time than this: on a busy machine a sound checkpoint may take some seconds."""
 
 
 class CheckpointWatch:
@@ -17,13 +19,11 @@ class CheckpointWatch:
     Args:
         rest: of the cluster.
         job: Flink's id of the job.
-        intervals: alarm after so many checkpoint intervals without a complete one.
     """
 
-    def __init__(self, rest: FlinkRest, job: str, *, intervals: int = LATE_INTERVALS) -> None:
+    def __init__(self, rest: FlinkRest, job: str) -> None:
         self._rest = rest
         self._job = job
-        self._intervals = intervals
         self._interval_ms: int | None = None
 
     def look(self) -> str | None:
@@ -39,7 +39,7 @@ class CheckpointWatch:
             self._interval_ms = self._rest.checkpoint_settings(self._job).interval_ms
         checkpoints = self._rest.checkpoints(self._job)
         age = _age_ms(details, checkpoints)
-        limit = self._intervals * self._interval_ms
+        limit = max(LATE_INTERVALS * self._interval_ms, LATE_SECONDS * 1000)
         if age <= limit:
             return None
         return (

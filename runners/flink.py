@@ -9,8 +9,8 @@ option                                         value    why
 =============================================  =======  ==============================================================
 finish_bundle_before_checkpointing             true     see above
 max_bundle_time_mills                          200      how long rows may wait in a bundle; at most 1000
-checkpointing_interval                         3000     the lake is committed after each checkpoint
-min_pause_between_checkpoints                  1500     a checkpoint right after another may never end
+checkpointing_interval                         1000     the lake is committed after each checkpoint
+min_pause_between_checkpoints                  500      a checkpoint right after another may never end
 checkpoint_timeout_millis                      60000    one that never ends restarts the job, and so is mended
 externalized_checkpoints_enabled               true     a new job can start from the last checkpoint
 retain_externalized_checkpoints_on_cancellation true    … also after a cancellation
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 STREAM_OPTIONS: Mapping[str, bool | int] = {
     "finish_bundle_before_checkpointing": True,
     "max_bundle_time_mills": 200,
-    "checkpointing_interval": 3000,
-    "min_pause_between_checkpoints": 1500,
+    "checkpointing_interval": 1000,
+    "min_pause_between_checkpoints": 500,
     "checkpoint_timeout_millis": 60_000,
     "externalized_checkpoints_enabled": True,
     "retain_externalized_checkpoints_on_cancellation": True,
@@ -57,8 +57,8 @@ _REASONS = {
 
 _RANGES: Mapping[str, tuple[int, int | None, str]] = {
     "max_bundle_time_mills": (1, 1000, "rows would wait longer than that in open bundles"),
-    "checkpointing_interval": (3000, None, "with more frequent checkpoints some never ended"),
-    "min_pause_between_checkpoints": (1500, None, "a checkpoint right after another may never end"),
+    "checkpointing_interval": (1000, None, "with more frequent checkpoints some never ended"),
+    "min_pause_between_checkpoints": (500, None, "a checkpoint right after another may never end"),
     "checkpoint_timeout_millis": (
         10_000,
         600_000,

@@ -32,9 +32,14 @@ PAYLOAD = "_payload"
 """Column of a message's rows: what tells copies of an event from conflicts, as the shards' dedupe needs it."""
 TICK = b""
 """To the commit stage: nothing new, but time has passed."""
-BUNDLE_SECONDS = 0.5
+BUNDLE_SECONDS = 0.3
 """A bundle's outputs move on when it ends, and Prism puts all heartbeats that queued up into the next one: so a bundle reads for
-about this long, and its other heartbeats are passed over."""
+about this long, and its other heartbeats are passed over. One poll is always made."""
+FLINK_BUNDLE_SECONDS = 1.0
+"""Flink takes a third of a second from one bundle of a reader to the next, so a reader that has to catch up makes longer ones."""
+FETCH_SECONDS = 0.02
+"""How long a poll waits for the source. The time between two polls passes outside of bundles, so that no checkpoint waits for it;
+what sources fetch by themselves arrives meanwhile."""
 TICK_SECONDS = 0.2
 """How often the stages hear of a reader that has nothing to read."""
 
@@ -68,6 +73,7 @@ class ReadFn(StatefulShardFn, slots=0):
         task = self._task
         self._kernels = task.definition.before_dedupe(task.source.format, stream=True)
         self._open: dict[int, tuple[Reader, str]] = {}
+        self._due: dict[int, float] = {}
         self._seeding: tuple[int, Iterator[pa.RecordBatch]] | None = None
         self._output = BundleOutput(task)
 
@@ -95,6 +101,8 @@ class ReadFn(StatefulShardFn, slots=0):
         while self._spent.get(key, 0.0) + time.monotonic() - began < self._bundle_seconds:
             asked = self._task.control.asked()
             if asked == HOLD or reader.ended or not (yield from self._seeded(key, reader)):
+                break
+            if not asked and time.monotonic() < self._due.get(key, 0.0):
                 break
             full = yield from self._step(key, reader, asked)
             if not full:
@@ -216,12 +224,16 @@ class ReadFn(StatefulShardFn, slots=0):
             opened = None
         if opened is None:
             opened = self._task.source.open(reader.position)
+        began = time.monotonic()
         try:
-            poll = opened.poll(wanted, self._task.poll_seconds)
+            poll = opened.poll(wanted, min(self._task.poll_seconds, FETCH_SECONDS))
         except BaseException:
             opened.close()
             raise
         self._open[key] = (opened, poll.position)
+        records = poll.batch.num_rows
+        if records < wanted and sum(poll.behind.values()) <= records:
+            self._due[key] = began + self._task.poll_seconds
         return poll
 
     def _at_end(self, reader: ReaderState, poll: Poll) -> bool:

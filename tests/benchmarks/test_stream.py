@@ -104,7 +104,9 @@ def test_lag_counts_what_is_written_and_not_committed() -> None:
 
 def test_burst() -> None:
     burst = Burst.parse("10:5:3")
-    assert [due(t, 100, burst) for t in (0, 10, 12, 15, 20)] == [0, 1000, 1600, 2500, 3000]
+    warm = Burst(0, 4, 0.25)
+    assert [due(t, 100, [burst]) for t in (0, 10, 12, 15, 20)] == [0, 1000, 1600, 2500, 3000]
+    assert [due(t, 100, [warm, burst]) for t in (0, 4, 10, 12, 20)] == [0, 100, 700, 1300, 2700]
     for wrong in ("1:2", "x:1:1", "-1:1:1", "1:0:1"):
         with pytest.raises(ValueError):
             Burst.parse(wrong)
@@ -123,7 +125,7 @@ def test_producer_keeps_the_rate_and_sends_everything() -> None:
         written.append(now[0])
 
     lines = [b"%d" % i for i in range(1000)]
-    notes = list(produce(lines, send, 500, None, clock=lambda: now[0], sleep=sleep))
+    notes = list(produce(lines, send, 500, [], clock=lambda: now[0], sleep=sleep))
     assert sent == list(enumerate(lines))
     assert notes[-1][1] == 1000
     assert written[-1] - BEGAN == pytest.approx(2, abs=0.05)

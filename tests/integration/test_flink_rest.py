@@ -104,7 +104,7 @@ def test_a_stream_is_exact_by_its_options_and_ends_with_a_savepoint(
     assert path is not None and "/chk-" in path
     assert newest_checkpoint(cluster.checkpoints_dir, running[0]) is not None
     assert checkpoint_age_seconds(rest, running[0]) < 30
-    assert CheckpointWatch(rest, running[0], intervals=100).look() is None
+    assert CheckpointWatch(rest, running[0]).look() is None
     assert set(rest.backpressure(running[0]).values()) <= {"ok", "low", "high"}
 
     with pytest.raises(FlinkError, match="Failed to create savepoint directory"):

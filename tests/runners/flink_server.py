@@ -108,9 +108,9 @@ CHECKPOINTS = {
 }
 SETTINGS = {
     "mode": "exactly_once",
-    "interval": 3000,
+    "interval": 1000,
     "timeout": 60000,
-    "min_pause": 1500,
+    "min_pause": 500,
     "max_concurrent": 1,
     "externalization": {"enabled": True, "delete_on_cancellation": False},
     "state_backend": "EmbeddedRocksDBStateBackend",
@@ -129,7 +129,7 @@ JOB_CONFIG = {
         "user-config": {
             "finishBundleBeforeCheckpointing": "true",
             "maxBundleTimeMills": "200",
-            "checkpointingInterval": "3000",
+            "checkpointingInterval": "1000",
         },
     },
 }

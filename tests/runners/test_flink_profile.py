@@ -61,8 +61,8 @@ def sent(prepared: Prepared, *described: Any) -> dict[str, Any]:
 EXPECTED = {
     "finish_bundle_before_checkpointing": True,
     "max_bundle_time_mills": "200",
-    "checkpointing_interval": "3000",
-    "min_pause_between_checkpoints": "1500",
+    "checkpointing_interval": "1000",
+    "min_pause_between_checkpoints": "500",
     "checkpoint_timeout_millis": "60000",
     "externalized_checkpoints_enabled": True,
     "retain_externalized_checkpoints_on_cancellation": True,
@@ -116,9 +116,9 @@ def test_stronger_values_are_the_user_s() -> None:
         ("--retain_externalized_checkpoints_on_cancellation=false", "gone with a cancelled job"),
         ("--max_bundle_time_mills=1001", "give 1 to 1000 (milliseconds), or leave it out for 200"),
         ("--max_bundle_time_mills=0", "give 1 to 1000"),
-        ("--checkpointing_interval=2999", "some never ended; give 3000 at least"),
-        ("--checkpointing_interval=-1", "give 3000 at least"),
-        ("--min_pause_between_checkpoints=0", "may never end; give 1500 at least"),
+        ("--checkpointing_interval=999", "some never ended; give 1000 at least"),
+        ("--checkpointing_interval=-1", "give 1000 at least"),
+        ("--min_pause_between_checkpoints=0", "may never end; give 500 at least"),
         ("--checkpoint_timeout_millis=9999", "give 10000 to 600000"),
         ("--checkpoint_timeout_millis=600001", "leaves a stuck one unnoticed"),
         ("--checkpointing_interval=70000", "--checkpoint_timeout_millis=60000 is shorter than"),
@@ -248,7 +248,7 @@ def test_flink_is_asked_whether_the_options_have_an_effect(flink: FlinkServer) -
         require_effect(rest, JOB, options)
     text = str(caught.value)
     for part in (
-        "checkpointing_interval is 500, not 3000",
+        "checkpointing_interval is 500, not 1000",
         "retain_externalized_checkpoints_on_cancellation is false, not true",
         "checkpointing_mode is at_least_once, not exactly_once",
         "finish_bundle_before_checkpointing is not set, not true",

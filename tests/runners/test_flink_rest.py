@@ -156,7 +156,7 @@ def test_a_checkpoint_in_the_job_managers_memory_has_no_path(flink: FlinkServer)
 def test_settings_and_failures(flink: FlinkServer) -> None:
     rest = FlinkRest(flink.url)
     assert rest.checkpoint_settings(JOB) == CheckpointSettings(
-        "exactly_once", 3000, 60000, 1500, True, "EmbeddedRocksDBStateBackend", "FileSystemCheckpointStorage"
+        "exactly_once", 1000, 60000, 500, True, "EmbeddedRocksDBStateBackend", "FileSystemCheckpointStorage"
     )
     assert rest.failures(JOB) == [
         JobFailure(

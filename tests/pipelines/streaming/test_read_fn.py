@@ -101,6 +101,18 @@ def test_the_end_of_a_trial_by_time(local: Local) -> None:
     assert [value for _, _, value in local.heartbeat()] == [TICK]
 
 
+def test_a_reader_waits_between_two_polls_unless_more_is_there_than_it_has_just_read(
+    source: LineSource, tmp_path: Path, key: Path, warm: None
+) -> None:
+    task = make_task(tmp_path / "out", source, key, until_us=None, poll_seconds=3600.0)
+    local = Local(task)
+    assert [poll.rows_in for _ in range(6) for poll in polls(local.heartbeat())] == [6, 6, 6]
+    assert [entries(local.heartbeat()) for _ in range(3)] == [[], [], []]
+    task.control.ask(DRAIN)
+    assert [poll.rows_in for poll in polls(local.heartbeat())] == [0]
+    assert local.reader().ended
+
+
 def test_until_is_not_before_its_time(source: LineSource, tmp_path: Path, key: Path, warm: None) -> None:
     local = Local(make_task(tmp_path / "out", source, key, until_us=NOW_US + 60_000_000))
     for _ in range(8):
