@@ -95,7 +95,10 @@ def check_slots(overview: Overview, parallelism: int = 1) -> Finding:
 
 def check_config(config: Mapping[str, str]) -> Iterator[Finding]:
     """Looks at the cluster's configuration, as its JobManager has it."""
-    yield _state_backend(config.get("state.backend.type") or config.get("state.backend"))
+    backend = config.get("state.backend.type") or config.get("state.backend")
+    yield _state_backend(backend)
+    if backend == "rocksdb":
+        yield _merging(config.get("state.backend.rocksdb.compaction.style"))
     yield _checkpoint_folder(config.get("state.checkpoints.dir") or config.get("execution.checkpointing.dir"))
     yield _restarts(config)
     yield _cache(config.get("rest.cache.checkpoint-statistics.timeout") or config.get("web.refresh-interval"))
@@ -121,6 +124,18 @@ def _state_backend(found: str | None) -> Finding:
         "warning",
         f"{shown}: a stream's dedupe state would have to fit in memory and be copied whole at each checkpoint",
         "set state.backend.type: rocksdb and state.backend.incremental: true",
+    )
+
+
+def _merging(found: str | None) -> Finding:
+    name, key = "rocksdb merging", "state.backend.rocksdb.compaction.style"
+    if found is not None and found.upper() == "UNIVERSAL":
+        return Finding(name, "ok", "by size")
+    return Finding(
+        name,
+        "warning",
+        f"{found or 'LEVEL'}: all of a stream's dedupe state would be rewritten at every few checkpoints",
+        f"set {key}: UNIVERSAL",
     )
 
 

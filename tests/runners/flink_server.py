@@ -165,6 +165,7 @@ EXCEPTIONS = {
 BACKPRESSURE = {"status": "ok", "backpressureLevel": "low", "backpressure-level": "low", "subtasks": []}
 CLUSTER_CONFIG = [
     {"key": "state.backend.type", "value": "rocksdb"},
+    {"key": "state.backend.rocksdb.compaction.style", "value": "UNIVERSAL"},
     {"key": "state.checkpoints.dir", "value": "s3://bucket/checkpoints"},
     {"key": "restart-strategy.type", "value": "exponential-delay"},
     {"key": "rest.cache.checkpoint-statistics.timeout", "value": "200 ms"},

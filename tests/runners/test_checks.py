@@ -80,6 +80,7 @@ def test_a_cluster_that_is_fit_for_a_stream(flink: FlinkServer) -> None:
             "flink",
             "slots",
             "state backend",
+            "rocksdb merging",
             "checkpoint folder",
             "restart strategy",
             "checkpoint news",
@@ -191,6 +192,8 @@ def test_slots_have_to_suffice() -> None:
     [
         ("state.backend.type", None, "state backend", "warning", "not set, so hashmap"),
         ("state.backend.type", "hashmap", "state backend", "warning", "hashmap: a stream's dedupe state"),
+        ("state.backend.rocksdb.compaction.style", None, "rocksdb merging", "warning", "LEVEL: all of a stream's"),
+        ("state.backend.rocksdb.compaction.style", "universal", "rocksdb merging", "ok", "by size"),
         ("state.checkpoints.dir", None, "checkpoint folder", "wrong", "die with it"),
         ("state.checkpoints.dir", "file:///c", "checkpoint folder", "ok", "same folder on all machines"),
         ("restart-strategy.type", None, "restart strategy", "ok", "for ever"),

@@ -140,6 +140,7 @@ def test_flinks_defaults_keep_state_and_can_be_overridden(tmp_path: Path) -> Non
         "taskmanager.numberOfTaskSlots": 4,
         "state.backend.type": "rocksdb",
         "state.backend.incremental": True,
+        "state.backend.rocksdb.compaction.style": "UNIVERSAL",
         "state.checkpoints.dir": f"file://{tmp_path}/checkpoints",
         "state.checkpoints.num-retained": 3,
         "state.savepoints.dir": f"file://{tmp_path}/savepoints",

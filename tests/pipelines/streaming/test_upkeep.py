@@ -136,7 +136,8 @@ def test_what_fails_is_logged_and_the_other_tables_are_kept(
 
 def test_the_process_works_until_the_stream_ends(out: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), UpkeepProcess(out, 0.1) as running:
-        wait_for(lambda: files(out, "events") == 1)
+        wait_for(lambda: "table events: 32 small files became 1" in caplog.text)
+        assert files(out, "events") == 1
         first = running._process
         assert first is not None
         assert os.getpriority(os.PRIO_PROCESS, first.pid) == os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
@@ -144,7 +145,6 @@ def test_the_process_works_until_the_stream_ends(out: Path, caplog: pytest.LogCa
         wait_for(lambda: running._process not in (None, first))
         second = running._process
     assert second is not None and second.poll() == 0
-    assert "table events: 32 small files became 1" in caplog.text
     assert "the upkeep of the tables ended with code -9; it is started again" in caplog.text
 
 
