@@ -21,7 +21,7 @@ def settle(job: Job, options: "PipelineOptions") -> str | None:
     if not options.view_as(PortableOptions).job_endpoint:
         return (
             "it needs the address of a Spark job server; start one (java -jar beam-runners-spark-3-job-server.jar "
-            "--spark-master-url=spark://HOST:7077) and add --job_endpoint=HOST:PORT"
+            "--spark-master-url=spark://HOST:7077; on this machine: headrace cluster up spark) and add --job_endpoint=HOST:PORT"
         )
     return refuse_environment(job, options)
 
@@ -31,7 +31,7 @@ PROFILE = Profile(
     "SparkRunner",
     "batches on Spark, through a job server of yours (--job_endpoint)",
     settle,
-    versions="Spark 3 job servers; no run of ours has covered it",
+    versions="Spark 3.5.0 within the job server of Beam 2.70.0; no Spark cluster",
     no_stream=(
         "a stream keeps its dedupe and windows in state, and no run of ours has shown that Beam's Spark runner keeps it in "
         "streaming; use --runner=flink"

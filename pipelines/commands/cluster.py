@@ -16,7 +16,7 @@ from headrace.runners.servers.pubsub import Kind
 from headrace.runners.servers.server import Server, cluster_folder
 from headrace.schemas.errors import ConfigError
 
-_HELP = """Start and stop real servers on this machine, for development and tests: kafka, flink, prism, pubsub.
+_HELP = """Start and stop real servers on this machine, for development and tests: kafka, flink, prism, pubsub, spark.
 
 They come from package registries (Maven, pip, Go) into $HEADRACE_CACHE, run without containers, listen on this machine and know no
 passwords. Their state is in $HEADRACE_CLUSTER_DIR; name another folder to have several clusters side by side."""

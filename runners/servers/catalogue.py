@@ -7,11 +7,12 @@ from headrace.runners.servers.kafka import KafkaServer
 from headrace.runners.servers.prism import PrismServer
 from headrace.runners.servers.pubsub import PubSubServer
 from headrace.runners.servers.server import Server
+from headrace.runners.servers.spark import SparkServer
 from headrace.runners.suggest import suggest
 from headrace.schemas.errors import ConfigError
 
 SERVERS: dict[str, type[Server]] = {
-    server.name: server for server in (KafkaServer, FlinkCluster, PrismServer, PubSubServer)
+    server.name: server for server in (KafkaServer, FlinkCluster, PrismServer, PubSubServer, SparkServer)
 }
 
 

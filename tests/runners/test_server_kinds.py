@@ -15,6 +15,7 @@ from headrace.runners.servers import flink as flink_module
 from headrace.runners.servers import kafka as kafka_module
 from headrace.runners.servers import prism as prism_module
 from headrace.runners.servers import pubsub as pubsub_module
+from headrace.runners.servers import spark as spark_module
 from headrace.runners.servers.catalogue import SERVERS, known_servers, server_class
 from headrace.runners.servers.flink import FlinkCluster
 from headrace.runners.servers.flink_config import as_yaml, flink_settings
@@ -23,6 +24,7 @@ from headrace.runners.servers.prism import PrismServer
 from headrace.runners.servers.processes import spawn
 from headrace.runners.servers.pubsub import PubSubServer
 from headrace.runners.servers.server import Server
+from headrace.runners.servers.spark import SparkServer
 from headrace.schemas.errors import ConfigError
 
 
@@ -39,6 +41,7 @@ def nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flink_module, "shaded", lambda *_: tmp_path / "job-server.jar")
     monkeypatch.setattr(prism_module, "prism_binary", lambda: tmp_path / "prism")
     monkeypatch.setattr(pubsub_module, "install", lambda *_: tmp_path)
+    monkeypatch.setattr(spark_module, "jars", lambda *_: tmp_path / "spark")
 
 
 def words(server: Server, role: str) -> str:
@@ -273,8 +276,27 @@ def test_prism_and_the_fake_and_the_emulator(tmp_path: Path, monkeypatch: pytest
         PubSubServer(tmp_path, kind="x")  # type: ignore[arg-type]
 
 
+def test_spark(tmp_path: Path) -> None:
+    spark = SparkServer(tmp_path, cores=3)
+    spark.install()
+    spark._prepare()
+    command = words(spark, "job-server")
+    for part in (
+        "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
+        "-Dspark.driver.bindAddress=127.0.0.1",
+        f"-cp {tmp_path}/spark/* org.apache.beam.runners.spark.SparkJobServerDriver",
+        f"--job-host=127.0.0.1 --job-port={spark.port('jobs')}",
+        "--spark-master-url=local[3]",
+    ):
+        assert part in command
+    assert spark.missing() == f"nobody listens on {spark.address}"
+    assert spark.hints() == [
+        f"--runner=spark --job_endpoint={spark.job_endpoint} --environment_type=LOOPBACK"
+    ]
+
+
 def test_servers_are_known_by_name(tmp_path: Path) -> None:
-    assert [*SERVERS] == ["kafka", "flink", "prism", "pubsub"]
+    assert [*SERVERS] == ["kafka", "flink", "prism", "pubsub", "spark"]
     assert server_class("flink") is FlinkCluster
     with pytest.raises(ConfigError, match=r"unknown server 'kafak'; did you mean 'kafka'\?"):
         server_class("kafak")
