@@ -160,6 +160,9 @@ class Site:
             words += ["--environment_type=EXTERNAL", f"--environment_config={self.flink.worker_pool_address}"]
             # As with an image that has headrace: the workers use the pool's own, so no package is built and installed.
             words += ["--shared-paths", "--sdk_container_image=installed"]
+            if self.broken:
+                # Rare checkpoints, so that no kill falls right after one, where there is nothing to double.
+                words += ["--checkpointing_interval=20000"]
         self.launcher = Launcher(words, self.folder / "launcher.log", self.environment)
         self._stack.callback(self._end_launcher)
 
