@@ -5,13 +5,15 @@ server brings it back, or makes one of its own over ``tmp_path``.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from headrace.runners.servers.flink import FlinkCluster
 from headrace.runners.servers.kafka import KafkaServer
-from headrace.runners.servers.prism import PrismServer
+from headrace.runners.servers.prism import PrismServer, prism_binary
 from headrace.runners.servers.pubsub import PubSubServer
+from headrace.runners.servers.spark import SparkServer
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +35,12 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
 
 
 @pytest.fixture(scope="session")
+def prism_program() -> Path:
+    """Prism itself, built if it isn't there: a stream finds it and starts its own."""
+    return prism_binary()
+
+
+@pytest.fixture(scope="session")
 def prism(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrismServer]:
     """A Prism that stays."""
     server = PrismServer(tmp_path_factory.mktemp("prism"))
@@ -45,6 +53,15 @@ def prism(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrismServer]:
 def pubsub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PubSubServer]:
     """Google's emulator, or the fake; clients need its address in ``PUBSUB_EMULATOR_HOST``."""
     server = PubSubServer(tmp_path_factory.mktemp("pubsub"))
+    server.up()
+    yield server
+    server.down()
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkServer]:
+    """A job server with Spark inside."""
+    server = SparkServer(tmp_path_factory.mktemp("spark"))
     server.up()
     yield server
     server.down()

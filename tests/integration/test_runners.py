@@ -9,12 +9,11 @@ from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, 
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
 
 from headrace.runners.options import prepare
-from headrace.runners.prism_binary import find_prism
 from tests.runners.job import FakeJob
 
 pytestmark = pytest.mark.integration
 
-needs_prism = pytest.mark.skipif(find_prism() is None, reason="no Prism: headrace cluster up prism")
+needs_prism = pytest.mark.usefixtures("prism_program")
 
 
 def run_on_prism(options: PipelineOptions, seconds: float) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,6 @@ from headrace.transforms.keys import Key
 from tests.integration.streams import COMMAND, require_equal, rows
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkServer]:
-    server = SparkServer(tmp_path_factory.mktemp("spark"))
-    server.up()
-    yield server
-    server.down()
 
 
 def test_a_batch_on_spark_leaves_the_rows_of_the_local_run(spark: SparkServer, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from headrace.runners.prism_binary import find_prism
 from headrace.runners.servers.flink import FlinkCluster
 from headrace.runners.servers.kafka import KafkaServer
 from headrace.runners.servers.pubsub import PubSubServer
@@ -36,7 +35,7 @@ from tests.pipelines.test_batch_truth import classes_of
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(find_prism() is None, reason="no Prism: headrace cluster up prism"),
+    pytest.mark.usefixtures("prism_program"),
 ]
 
 FIXED = "2026-01-05T13:00:00Z"
