@@ -33,6 +33,7 @@ from headrace.pipelines.stream_config import StreamConfig
 from headrace.pipelines.streaming.commit_fn import CommitFn
 from headrace.pipelines.streaming.read_fn import TICK, ReadFn
 from headrace.pipelines.streaming.shard_fn import ShardFn
+from headrace.pipelines.streaming.start import settings_of
 from headrace.pipelines.streaming.stream_task import StreamTask
 from headrace.pipelines.streaming.window_fn import WindowFn
 from headrace.simulator.simulate import simulate
@@ -136,19 +137,10 @@ def make_task(output: Path, source: MemorySource, config: StreamConfig) -> Strea
         positions=tuple(source.start(1)),
         definition=build_definition(config),
         mapping=None,
-        compression=config.compression,
-        shards=config.shards,
-        window_shards=config.window_shards,
-        horizon=timedelta(seconds=config.dedupe_seconds),
-        watermark_delay_us=config.watermark_delay_seconds * 1_000_000,
-        idle_us=config.idle_seconds * 1_000_000,
-        allowed_lateness_us=config.allowed_lateness_seconds * 1_000_000,
-        early_seconds=config.early_seconds,
-        poll_rows=source.poll_rows + 1,  # A poll that is not full ends the reader's turn.
-        poll_seconds=config.poll_seconds,
-        commit_us=round(config.commit_seconds * 1_000_000),
-        poison_attempts=config.poison_attempts,
         until_us=round(source.ingest_time.timestamp() * 1e6) + 1,
+        **settings_of(config)
+        # A poll that is not full ends the reader's turn, and the next follows at once.
+        | {"poll_rows": source.poll_rows + 1, "poll_seconds": 0.0},
     )
 
 

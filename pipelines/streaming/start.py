@@ -158,19 +158,7 @@ class Start:
                 if config.mapping and not config.source.startswith("dir:")
                 else None
             ),
-            compression=config.compression,
-            shards=config.shards,
-            window_shards=config.window_shards,
-            horizon=timedelta(seconds=config.dedupe_seconds),
-            watermark_delay_us=config.watermark_delay_seconds * 1_000_000,
-            idle_us=config.idle_seconds * 1_000_000,
-            allowed_lateness_us=config.allowed_lateness_seconds * 1_000_000,
-            early_seconds=config.early_seconds,
-            poll_rows=config.poll_rows,
-            poll_seconds=config.poll_seconds,
-            commit_us=round(config.commit_seconds * 1_000_000),
-            poison_attempts=config.poison_attempts,
-            max_events=config.max_events,
+            **settings_of(config),
             until_us=None if until is None else round(until.timestamp() * 1_000_000),
             checkpoints=checkpoints,
             retries_bundles=retries_bundles,
@@ -178,6 +166,25 @@ class Start:
             sinks=tuple(sinks),
             quarantine_sinks=tuple(quarantine_sinks),
         )
+
+
+def settings_of(config: StreamConfig) -> dict[str, Any]:
+    """Returns the fields of a StreamTask that the configuration says by itself, by name."""
+    return {
+        "compression": config.compression,
+        "shards": config.shards,
+        "window_shards": config.window_shards,
+        "horizon": timedelta(seconds=config.dedupe_seconds),
+        "watermark_delay_us": config.watermark_delay_seconds * 1_000_000,
+        "idle_us": config.idle_seconds * 1_000_000,
+        "allowed_lateness_us": config.allowed_lateness_seconds * 1_000_000,
+        "early_seconds": config.early_seconds,
+        "poll_rows": config.poll_rows,
+        "poll_seconds": config.poll_seconds,
+        "commit_us": round(config.commit_seconds * 1_000_000),
+        "poison_attempts": config.poison_attempts,
+        "max_events": config.max_events,
+    }
 
 
 def _require_same(last: JobRecord, source: Source, configuration: dict[str, Any]) -> None:
