@@ -25,9 +25,9 @@ DRAIN_SECONDS = 300.0
 RESTARTS = 20
 """In a row without a commit between them."""
 PAUSE_SECONDS = 5.0
+"""At most, before a job is started again; after the first failure one second."""
 MOST_IN_FLIGHT = 400_000
 """Rows that are read and in no table yet, beyond which the readers wait until it is half as many."""
-"""At most, before a job is started again; after the first failure one second."""
 ALARM_SECONDS = 30.0
 """How often an alarm that lasts is told."""
 

@@ -182,5 +182,4 @@ def _closed(seconds: float) -> bool:
 
 
 if __name__ == "__main__":
-    _log = logging.getLogger("headrace.upkeep")
     main(sys.argv[1], float(sys.argv[2]))
