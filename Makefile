@@ -49,6 +49,7 @@ test-chaos: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.run
+	@$(BIN)/python -m benchmarks.windows
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -108,21 +108,25 @@ def profile(source: str, now: datetime, work: Path) -> tuple[int, dict[str, floa
     verdicts = steps("dedupe verdicts", _verdicts, records)
     kernels = steps("set-up", definition.after_dedupe)
     lake = PartitionedWriter(str(work / "events"), partition="event_date", name="bench")
-    partials: dict[str, list[pa.RecordBatch]] = {name: [] for name in definition.metrics}
-    first = 0
+    panes = definition.shared_panes()
+    partials: dict[str, list[pa.RecordBatch]] = {name: [] for name in panes}
+    row = 0
     for staged in steps.over("stage read", read_stage(work / "stage.arrows")):
-        batch, losers = steps("dedupe settle", settle, staged, verdicts, first)
+        batch, losers = steps("dedupe settle", settle, staged, verdicts, row)
         reject("dedupe", losers)
-        first += staged.num_rows
+        row += staged.num_rows
         batch = run(kernels, batch)
         steps("lake write", lake.write, batch)
-        for name, windows in definition.metrics.items():
-            partials[name].append(steps("windows", partial, batch, windows))
+        shared = Rows(batch)
+        for name, tables in partials.items():
+            tables.append(steps("windows", partial, shared, definition.metrics[name]))
     steps("lake write", lake.close)
     steps("quarantine write", quarantine.close)
-    for name, windows in definition.metrics.items():
-        if partials[name]:
-            steps("windows", finish, steps("windows", merge, partials[name], windows), windows)
+    for first, names in panes.items():
+        if partials[first]:
+            merged = steps("windows", merge, partials[first], definition.metrics[first])
+            for name in names:
+                steps("windows", finish, merged, definition.metrics[name])
     return events, steps.seconds, rejected
 
 

@@ -39,7 +39,8 @@ def _headrace(*arguments: str) -> list[str]:
 
 def _ours(source: Path, output: Path, now: datetime) -> list[str]:
     return _headrace(
-        *("run", "batch", "--input", str(source), "--output", str(output)),
+        *("run", "batch", "--config", str(ROOT / "benchmarks" / "ours.yaml")),
+        *("--input", str(source), "--output", str(output)),
         *("--now", now.isoformat(), "--quiet", "--json"),
     )
 

@@ -149,6 +149,8 @@ def _storable_type(type_: pa.DataType) -> pa.DataType:
         return pa.string()
     if pa.types.is_list(type_) or pa.types.is_large_list(type_):
         return pa.list_(_storable_type(type_.value_type))
+    if pa.types.is_struct(type_):
+        return pa.struct([field.with_type(_storable_type(field.type)) for field in type_])
     return type_
 
 

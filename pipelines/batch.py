@@ -41,7 +41,6 @@ from headrace.schemas.columns import ENRICHED_SCHEMA
 from headrace.schemas.errors import ConfigError, UntrustedRunError
 from headrace.transforms.batches import conform
 from headrace.transforms.coders import register_coders
-from headrace.transforms.window_definitions import Windows
 from headrace.transforms.window_partials import finish, merge, partial
 
 Message = tuple[int, bytes]
@@ -148,7 +147,7 @@ def run_batch(
             save_counts(out, counts)
             manifest.advance("done")
             run.work.remove()
-        result = load_result(out)
+        result = load_result(out, definition.metrics)
         return BatchResult(
             ledger=result.ledger,
             output=Path(config.output),
@@ -187,23 +186,25 @@ def assemble_pipeline(pipeline: beam.Pipeline, plan: Plan, task: Task) -> None:
         | "GroupByMetric" >> beam.GroupByKey()
         | "WriteMetrics"
         >> beam.ParDo(
-            _WriteMetricFn(str(WorkFolder(task.output).metrics), task.definition.metrics)
+            _WriteMetricsFn(str(WorkFolder(task.output).metrics), task.definition)
         ).with_output_types(str)
     )
 
 
-class _WriteMetricFn(beam.DoFn):
-    """(metric, its partials) → the metric's name, once its table is written."""
+class _WriteMetricsFn(beam.DoFn):
+    """(first of the metrics that share panes, their partials) → the name of each of them, once its table is written."""
 
-    def __init__(self, root: str, metrics: dict[str, Windows]) -> None:
+    def __init__(self, root: str, definition: Definition) -> None:
         self._root = root
-        self._metrics = metrics
+        self._definition = definition
 
     def process(self, element: tuple[str, Iterable[pa.RecordBatch]]) -> Iterable[str]:
-        name, partials = element
-        windows = self._metrics[name]
-        write_metrics(self._root, name, finish(merge(list(partials), windows), windows))
-        yield name
+        first, partials = element
+        metrics = self._definition.metrics
+        merged = merge(list(partials), metrics[first])
+        for name in self._definition.shared_panes()[first]:
+            write_metrics(self._root, name, finish(merged, metrics[name]))
+            yield name
 
 
 def _process(

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from headrace.pipelines.definition import Definition
 from headrace.pipelines.event_settings import EventSettings
+from headrace.pipelines.metric_settings import windows_from
 from headrace.pipelines.settings import identity
 from headrace.transforms.keys import Key
 from headrace.transforms.profiles import ProfileTable
@@ -36,6 +38,7 @@ def build_definition(config: EventSettings) -> Definition:
         rules=config.rules,
         filter=config.filter,
     )
+    definition = replace(definition, metrics=windows_from(config.metrics, definition.lake_schema().names))
     definition.filters()  # Wrong rules are refused before anything is written.
     return definition
 
@@ -43,6 +46,7 @@ def build_definition(config: EventSettings) -> Definition:
 def definition_identity(config: EventSettings, definition: Definition) -> dict[str, Any]:
     """What decides the rows: settings, key, schemas, and the content of the reference files."""
     content = identity(config)
+    content["metrics"] = {name: repr(windows) for name, windows in sorted(definition.metrics.items())}
     content["key"] = definition.key.fingerprint
     registry = definition.registry
     schemas = [registry.get(f"{n}:{v}").document for n in registry.names() for v in registry.versions(n)]

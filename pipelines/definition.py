@@ -17,9 +17,10 @@ from headrace.transforms.filter_events import FilterEvents
 from headrace.transforms.keys import Key
 from headrace.transforms.mask_pii import MaskPii
 from headrace.transforms.profiles import ProfileTable
+from headrace.transforms.ready_windows import METRICS
 from headrace.transforms.reject_stale import RejectStale
 from headrace.transforms.validate import Validate
-from headrace.transforms.window_definitions import METRICS, Windows
+from headrace.transforms.window_definitions import Windows
 
 MASKED_STAGES = ("dedupe", "rules", "filter", "windows")
 """Stages after masking: their rejected rows keep their (masked) columns."""
@@ -75,6 +76,14 @@ class Definition:
         """
         stages = (("rules", self.rules), ("filter", self.filter))
         return [FilterEvents(r, stage=name, schema=self.lake_schema()) for name, r in stages if r]
+
+    def shared_panes(self) -> dict[str, list[str]]:
+        """Returns the window tables that are made of the same panes, by the first of their names."""
+        found: dict[str, list[str]] = {}
+        for name, windows in self.metrics.items():
+            first = next((n for n in found if self.metrics[n].panes == windows.panes), name)
+            found.setdefault(first, []).append(name)
+        return found
 
     def lake_schema(self) -> pa.Schema:
         """Returns the lake's columns: ``ENRICHED_SCHEMA`` and the profile columns."""

@@ -18,6 +18,12 @@ def _business_rules() -> dict[str, str]:
     return dict(BUSINESS_RULES)
 
 
+def _ready_metrics() -> dict[str, Any]:
+    from headrace.transforms.ready_windows import METRICS
+
+    return dict.fromkeys(METRICS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProfilesConfig:
     """A dimension with one row for each user, or for each user and time, joined as of the event's time."""
@@ -95,6 +101,13 @@ class EventSettings:
             "with that name, and so counted."
         ),
     )
+    metrics: dict[str, Any] = field(
+        default_factory=_ready_metrics,
+        metadata=about(
+            "Window tables, written to OUT/metrics/NAME: name to null for a ready-made one, or to a definition of your own "
+            "(docs/windows.md). What you give replaces the default ones."
+        ),
+    )
     profiles: ProfilesConfig | None = field(
         default=None, metadata=about("User profiles to join; null joins none.")
     )
@@ -137,6 +150,11 @@ class EventSettings:
                         f"{section}: {name!r} can't be a reason code; use lower-case letters, digits and '_', "
                         "beginning with a letter"
                     )
+        for name in self.metrics:
+            if not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"metrics: {name!r} can't be a table's name; use lower-case letters, digits and '_', beginning with a letter"
+                )
         both = sorted(set(self.rules) & set(self.filter))
         if both:
             raise ConfigError(f"{both[0]!r} is in rules and in filter; give each its own name")

@@ -15,6 +15,7 @@ from headrace.pipelines.read_stage_fn import Task, counted
 from headrace.pipelines.work_folder import ProgressFile, Receipt, WorkFolder, receipt_from
 from headrace.transforms.base import Kernel
 from headrace.transforms.dedupe_records import pack, resolve, settle, unpack, unpack_records
+from headrace.transforms.grouping import Rows
 from headrace.transforms.window_partials import merge, partial
 
 RECEIPT, VERDICTS = b"R", b"V"
@@ -30,7 +31,7 @@ class ResolveShardFn(beam.DoFn):
 
 
 class FinishSplitFn(beam.DoFn):
-    """(split number, its receipt and verdicts) → (metric, window partial) for each metric that has rows.
+    """(split number, its receipt and verdicts) → (first of the metrics that share panes, partial), if there are rows.
 
     Writes the split's files of the lake and of the quarantine, then its receipt. A retried bundle writes the same files again.
     """
@@ -40,6 +41,7 @@ class FinishSplitFn(beam.DoFn):
 
     def setup(self) -> None:
         self._kernels: list[Kernel] = self._task.definition.after_dedupe()
+        self._panes = self._task.definition.shared_panes()
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[str, pa.RecordBatch]]:
         split, messages = element[0], list(element[1])
@@ -57,7 +59,7 @@ class FinishSplitFn(beam.DoFn):
             task.quarantine_root, f"{name}-finish", masked_stages=MASKED_STAGES, compression=task.compression
         )
         progress = ProgressFile(work, split, kind="finish")
-        partials: dict[str, list[pa.RecordBatch]] = {metric: [] for metric in task.definition.metrics}
+        partials: dict[str, list[pa.RecordBatch]] = {first: [] for first in self._panes}
         first_row = 0
         for staged in read_stage(work.stage(split)):
             batch, duplicates = settle(staged, verdicts, first_row)
@@ -71,14 +73,15 @@ class FinishSplitFn(beam.DoFn):
                     rejected += rejects.num_rows
             if batch.num_rows:
                 lake.write(batch)
-                for metric, windows in task.definition.metrics.items():
-                    partials[metric].append(partial(batch, windows))
+                shared = Rows(batch)
+                for first, tables in partials.items():
+                    tables.append(partial(shared, task.definition.metrics[first]))
             progress.update(finished=staged.num_rows, rejected=rejected)
         receipt.events = lake.close()
         receipt.quarantine += quarantine.close()
         receipt.counts = dict(Counter(receipt.counts) + (counted(self._kernels) - before))
         progress.update(done=True)
         work.write_receipt(receipt)
-        for metric, tables in partials.items():
+        for first, tables in partials.items():
             if tables:
-                yield metric, merge(tables, task.definition.metrics[metric])
+                yield first, merge(tables, task.definition.metrics[first])

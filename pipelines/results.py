@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from headrace.connectors.atomic_file import replace_file
 from headrace.connectors.ledger import Ledger
+from headrace.transforms.ready_windows import METRICS
+from headrace.transforms.window_definitions import Windows
 
 COUNTS_FILE = "counts.json"
 TOP = 10
@@ -32,8 +34,12 @@ def save_counts(out: Path, counts: Mapping[str, int]) -> None:
     replace_file(out / COUNTS_FILE, json.dumps(dict(counts), indent=2).encode() + b"\n")
 
 
-def load_result(out: Path) -> Loaded:
-    """Reads the result of a finished run from its output."""
+def load_result(out: Path, metrics: Mapping[str, Windows] = METRICS) -> Loaded:
+    """Reads the result of a finished run from its output.
+
+    Args:
+        metrics: the run's window tables; where a ready-made one is missing or another, what is read from it stays empty.
+    """
     saved = json.loads((out / COUNTS_FILE).read_bytes())
     ledger = Ledger.load(out / "ledger.json")
     warnings = []
@@ -44,7 +50,9 @@ def load_result(out: Path) -> Loaded:
                 f"{lost:,} inputs or blocks could not be read to their end ({reason}); what they held besides is unknown: "
                 f"`headrace explain` names them, fetch these files again"
             )
-    return Loaded(ledger, saved, _top_types(out), _revenue(out), warnings)
+    ready = {name for name, windows in metrics.items() if windows == METRICS.get(name)}
+    top = _top_types(out) if "events_per_minute" in ready else []
+    return Loaded(ledger, saved, top, _revenue(out) if "revenue_per_minute" in ready else [], warnings)
 
 
 def _top_types(out: Path) -> list[tuple[str, int]]:

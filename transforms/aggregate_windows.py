@@ -1,8 +1,9 @@
-"""Event-time windows of counts, exact distinct counts and exact sums."""
+"""Event-time windows: tumbling or sliding, with any measures of :mod:`window_definitions
+<headrace.transforms.window_definitions>`."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import apache_beam as beam
 import numpy as np
@@ -10,18 +11,25 @@ import pyarrow as pa
 from apache_beam.coders import Coder
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import PCollection, TaggedOutput
-from apache_beam.transforms.window import FixedWindows, SlidingWindows, TimestampedValue
+from apache_beam.transforms.window import (
+    FixedWindows,
+    IntervalWindow,
+    SlidingWindows,
+    TimestampedValue,
+    WindowFn,
+)
 from apache_beam.utils.timestamp import Duration, Timestamp
+from apache_beam.utils.windowed_value import PaneInfo, PaneInfoTiming
 
-from headrace.schemas.columns import RAW
+from headrace.schemas.columns import CODE, RAW
 from headrace.schemas.errors import ConfigError
 from headrace.transforms.base import Outcome, Results
-from headrace.transforms.batches import column
+from headrace.transforms.batches import column, constant, replace
 from headrace.transforms.coders import RecordBatchCoder, register_coders
 from headrace.transforms.hashing import hash_columns, present
 from headrace.transforms.rejects import no_rejects, rejected
-from headrace.transforms.window_definitions import PANE, Measure, Windows
-from headrace.transforms.window_partials import finish, merge, partial
+from headrace.transforms.window_definitions import PANE, Measure, Top, Windows
+from headrace.transforms.window_partials import finish_windows, merge, partial
 
 STAGE = "windows"
 NO_TIME = "no_time"
@@ -46,30 +54,32 @@ def split_timeless(batch: pa.RecordBatch) -> Outcome:
 
 
 class AggregateWindows(beam.PTransform):
-    """Aggregates events over tumbling event-time windows.
+    """Aggregates events over event-time windows that tumble or slide.
 
     A window holds the rows whose ``event_time`` lies in [window_start, window_end), whatever windows the batches are in: rows are
-    pre-aggregated per window in each batch, and only these partial tables are shuffled. Exact, and independent of the order of
-    rows and of how they are cut into batches; a replay gives the same output. Stateless but for the aggregation itself.
+    pre-aggregated by panes in each batch, and only these partial tables are shuffled. Results do not depend on the order of
+    rows or on how they are cut into batches; a replay gives the same output. Stateless but for the aggregation itself.
 
     Bounded or unbounded. The input's trigger, accumulation mode and allowed lateness hold for the windows: with the default
     trigger there is one result a window; early and late firings give further ones, of only the new rows if the mode is
-    DISCARDING. Beam drops what comes later than the allowed lateness. A batch's own timestamp must not lie after its rows'
-    event times, which holds for all transforms of this package.
+    DISCARDING. Of several firings in ACCUMULATING mode the one with the highest ``pane_index`` counts. Beam drops what comes
+    later than the allowed lateness. A batch's own timestamp must not lie after its rows' event times, which holds for all
+    transforms of this package.
 
-    Input: batches with ``event_time`` (UTC, microseconds) and the named columns; masked, as they may be shuffled.
-    Output: accepted, batches sorted by group, of one window each: ``window_start``, ``window_end`` (UTC, end exclusive), the ``by``
-    columns (null is a group of its own), the measures: int64 for Count and Distinct, decimal128(38, 9) for Sum. Its timestamp is
-    the window's last instant. Rejected, ``QUARANTINE_SCHEMA``: rows with a null ``event_time``, stage ``windows``, reason
-    ``no_time``.
+    Input: batches with ``event_time`` (UTC, microseconds) and the named columns; masked, as they may be shuffled. Output:
+    accepted, batches sorted by group, of one window each: ``window_start``, ``window_end`` (UTC, end exclusive), the ``by``
+    columns (null is a group of its own), the measures (see :class:`Windows <headrace.transforms.window_definitions.Windows>`),
+    ``rank`` with ``top``; then how the runner fired it: ``pane_index`` (int32, 0, 1, 2, … within window and shard), ``timing``
+    (early, on_time or late; unknown where the runner does not say), ``is_final`` (true if the runner knows that no other will
+    follow). Its timestamp is the window's last instant. Rejected, ``QUARANTINE_SCHEMA``: rows with a null ``event_time``, stage
+    ``windows``, reason ``no_time``.
 
     Args:
-        size: length of a window; windows start at multiples of it since 1970-01-01T00:00Z.
-        by: columns to group by.
-        measures: result column → ``Count()``, ``Distinct(column)`` or ``Sum(column)``; by default ``events``, ``unique_users`` and
-            ``revenue``, for which ``Enrich`` must come before.
-        where: count only rows in which this column is not null.
-        shards: over how many keys the groups of a window are spread; each gives a result batch of its own.
+        size: length of a window. by: columns to group by. measures: result column → measure; by default ``events``,
+            ``unique_users`` and ``revenue``, for which ``Enrich`` must come before. where: aggregate only rows that fulfil these
+            conditions. every: time between the starts of two windows, shorter than ``size`` if they slide; None: they tumble.
+            top: keep only the largest groups of each window. shards: over how many keys the groups of a window are spread; each
+            gives a result batch of its own.
 
     Raises:
         ConfigError: an argument as described in its message; the input is in sliding windows; a batch lacks a column.
@@ -82,18 +92,22 @@ class AggregateWindows(beam.PTransform):
         *,
         by: Iterable[str] = ("event_type",),
         measures: Mapping[str, Measure] | None = None,
-        where: str | None = None,
+        where: Mapping[str, object] | None = None,
+        every: timedelta | None = None,
+        top: Top | None = None,
         shards: int = 1,
     ) -> None:
         super().__init__()
-        groups = by if isinstance(by, str) else tuple(by)
-        self._windows = (
-            Windows(size, groups, where=where)  # type: ignore[arg-type]
-            if measures is None
-            else Windows(size, groups, dict(measures), where)  # type: ignore[arg-type]
-        )
+        groups: Any = by if isinstance(by, str) else tuple(by)
+        given = {} if measures is None else {"measures": dict(measures)}
+        self._windows = Windows(size, groups, where=where, every=every, top=top, **given)
         if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= 1024:
             raise ConfigError(f"AggregateWindows(shards={shards!r}): must be a whole number from 1 to 1024")
+        if shards > 1 and not self._windows.together:
+            raise ConfigError(
+                f"AggregateWindows(shards={shards!r}): each result needs all rows of a window, so there is nothing to "
+                "spread; leave shards at 1"
+            )
         self._shards = shards
 
     @beam.typehints.no_annotations
@@ -112,7 +126,7 @@ class AggregateWindows(beam.PTransform):
             parts.partials
             | "Windows"
             >> beam.WindowInto(
-                FixedWindows(Duration(micros=self._windows.size_us)),
+                self._window_fn(),
                 trigger=windowing.triggerfn,
                 accumulation_mode=windowing.accumulation_mode,
                 allowed_lateness=windowing.allowed_lateness,
@@ -122,9 +136,13 @@ class AggregateWindows(beam.PTransform):
         )
         return Results(results, parts.rejected)
 
+    def _window_fn(self) -> WindowFn:
+        size, every = (Duration(micros=us) for us in (self._windows.size_us, self._windows.every_us))
+        return SlidingWindows(size, every) if self._windows.slides else FixedWindows(size)
+
 
 class _PartialFn(beam.DoFn):
-    """Aggregates each batch, and emits one partial a window and shard at the window's last microsecond.
+    """Aggregates each batch, and emits one partial a pane and shard at the pane's last microsecond.
 
     Its start would lie before the batch's own timestamp, so behind the watermark, and the runner would drop it as late.
     """
@@ -147,7 +165,7 @@ class _PartialFn(beam.DoFn):
             return
         cuts = (np.flatnonzero(panes[1:] != panes[:-1]) + 1).tolist()
         for start, end in zip([0, *cuts], [*cuts, len(panes)], strict=True):
-            last = Timestamp(micros=int(panes[start]) + self._windows.size_us - 1)
+            last = Timestamp(micros=int(panes[start]) + self._windows.pane_us - 1)
             for shard, part in self._sharded(whole.slice(start, end - start)):
                 yield TimestampedValue((shard, part), last)
 
@@ -155,7 +173,7 @@ class _PartialFn(beam.DoFn):
         if self._shards == 1:
             yield 0, part
             return
-        by = [(i, part.column(n), part.column(n).type) for i, n in enumerate(self._windows.by)]
+        by = [(i, part.column(n), part.column(n).type) for i, n in enumerate(self._windows.together)]
         shard = hash_columns(by, part.num_rows) % np.uint64(self._shards)
         for number in np.unique(shard):
             yield int(number), part.filter(pa.array(shard == number))
@@ -245,6 +263,24 @@ class _FinishFn(beam.DoFn):
     def __init__(self, windows: Windows) -> None:
         self._windows = windows
 
-    def process(self, keyed: tuple[int, pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        if keyed[1].num_rows:
-            yield from finish(keyed[1], self._windows).combine_chunks().to_batches()
+    def process(
+        self,
+        keyed: tuple[int, pa.RecordBatch],
+        window: IntervalWindow = beam.DoFn.WindowParam,
+        pane: PaneInfo = beam.DoFn.PaneInfoParam,
+    ) -> Iterator[pa.RecordBatch]:
+        merged = keyed[1]
+        if not merged.num_rows:
+            return
+        rows = merged.num_rows
+        if self._windows.slides:
+            start = pa.repeat(pa.scalar(window.start.micros, pa.int64()), rows)
+            merged = merge([replace(merged, {PANE: start}), merged.slice(0, 0)], self._windows)
+        table = finish_windows(merged, self._windows)
+        for name, value, type_ in (
+            ("pane_index", max(0, pane.index), pa.int32()),
+            ("timing", PaneInfoTiming.to_string(pane.timing).lower(), CODE),
+            ("is_final", bool(pane.is_last), pa.bool_()),
+        ):
+            table = table.append_column(pa.field(name, type_), constant(value, table.num_rows, type_))
+        yield from table.combine_chunks().to_batches()

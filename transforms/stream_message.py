@@ -12,14 +12,15 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from headrace.transforms.packed_batches import from_bytes, pack_parts, to_bytes, unpack_parts
+
 _HEAD = struct.Struct("<HHHqqqq")
 _NONE = -(1 << 63)
-_OPTIONS = pa.ipc.IpcWriteOptions(use_threads=False)
 
 
 @dataclass(frozen=True)
 class Message:
-    """A numbered message; ``batch`` is None where it only carries the clock."""
+    """A numbered message; without ``batch`` and ``parts`` it only carries the clock."""
 
     reader: int
     """Number of the reader."""
@@ -34,6 +35,7 @@ class Message:
     read_at: int
     """Time of the poll in µs since 1970, by the reader's clock: the only clock downstream of it."""
     batch: pa.RecordBatch | None = None
+    """Events, from a reader to a shard."""
 
     final: bool = False
     """True in the last message of a reader that has come to the end it was given."""
@@ -41,33 +43,31 @@ class Message:
     """True if none of the reader's partitions has anything: its watermark then holds no other reader back."""
     seed: bool = False
     """True if the rows are in the lake already and only rebuild state."""
+    parts: tuple[tuple[int, pa.RecordBatch], ...] = ()
+    """Partials with the numbers of their window tables, from a shard to a window shard; a message has these or a batch."""
 
     def pack(self) -> bytes:
         """Returns the message as bytes: a fixed head, then an Arrow IPC stream if there is a batch."""
         head = _HEAD.pack(
             self.reader,
             self.shard,
-            self.final | self.seed << 1 | self.idle << 2,
+            self.final | self.seed << 1 | self.idle << 2 | bool(self.parts) << 3,
             self.poll,
             _NONE if self.watermark is None else self.watermark,
             _NONE if self.ingest_position is None else self.ingest_position,
             self.read_at,
         )
-        if self.batch is None:
-            return head
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, self.batch.schema, options=_OPTIONS) as writer:
-            writer.write_batch(self.batch)
-        return head + sink.getvalue().to_pybytes()
+        if self.parts:
+            return head + pack_parts(self.parts)
+        return head if self.batch is None else head + to_bytes(self.batch)
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Message":
         """Reads what :meth:`pack` wrote."""
         reader, shard, flags, poll, watermark, ingest, read_at = _HEAD.unpack_from(packed)
-        batch = None
-        if len(packed) > _HEAD.size:
-            with pa.ipc.open_stream(pa.py_buffer(packed)[_HEAD.size :]) as stream:
-                batch = stream.read_next_batch()
+        rest = memoryview(packed)[_HEAD.size :]
+        parts = tuple(unpack_parts(rest)) if flags & 8 else ()
+        batch = from_bytes(rest) if rest and not parts else None
         return cls(
             reader,
             shard,
@@ -79,6 +79,7 @@ class Message:
             bool(flags & 1),
             bool(flags & 4),
             bool(flags & 2),
+            parts,
         )
 
 

@@ -11,9 +11,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace.schemas.columns import CODE, TIME
 from headrace.schemas.errors import ConfigError
+from headrace.transforms.grouping import Rows
 from headrace.transforms.hashing import hash_columns, int64_values
 from headrace.transforms.stream_message import Message
 from headrace.transforms.window_definitions import PANE, Count, Windows
@@ -22,7 +24,18 @@ from headrace.transforms.window_partials import finish, partial
 ROWS = "rows"
 EARLY, ON_TIME, LATE, FINAL = range(4)
 TIMINGS = pa.array(["early", "on_time", "late", "final"])
-RESERVED = (ROWS, "pane_index", "timing", "is_final", "fired_at", "window_shard", "reader", "shard", "poll")
+RESERVED = (
+    ROWS,
+    "pane_index",
+    "timing",
+    "is_final",
+    "fired_at",
+    "window_shard",
+    "reader",
+    "shard",
+    "poll",
+    "job",
+)
 """Names of columns that are added to the groups and measures."""
 
 I64 = npt.NDArray[np.int64]
@@ -40,15 +53,16 @@ def counted(windows: Windows) -> Windows:
     return replace(windows, measures={**windows.measures, ROWS: Count()})
 
 
-def partial_with_rows(batch: pa.RecordBatch, windows: Windows) -> pa.RecordBatch:
+def partial_with_rows(rows: pa.RecordBatch | Rows, windows: Windows) -> pa.RecordBatch:
     """Aggregates one batch as :func:`window_partials.partial <headrace.transforms.window_partials.partial>` does, with ``rows``."""
-    return partial(batch, counted(windows))
+    return partial(rows, counted(windows))
 
 
 def split_partial(part: pa.RecordBatch, windows: Windows, shards: int) -> list[pa.RecordBatch | None]:
     """Spreads the groups of a partial over window shards; None for a shard that gets none.
 
-    A group's shard depends on its values alone, in any process and any run: XXH3 of the ``by`` columns; nulls are hashed too.
+    A group's shard depends on its values alone, in any process and any run: XXH3 of the ``by`` columns, or with ``top`` of those
+    that are ranked apart; nulls are hashed too.
 
     Raises:
         TypeError: a group column of a type that can't be hashed.
@@ -57,7 +71,7 @@ def split_partial(part: pa.RecordBatch, windows: Windows, shards: int) -> list[p
         return [None] * shards
     if shards == 1:
         return [part]
-    by = [(i, part.column(n), part.column(n).type) for i, n in enumerate(windows.by)]
+    by = [(i, part.column(n), part.column(n).type) for i, n in enumerate(windows.together)]
     number = (hash_columns(by, part.num_rows) % np.uint64(shards)).astype(np.uint16)
     order = np.argsort(number, kind="stable")
     ends = np.searchsorted(number[order], np.arange(shards + 1))
@@ -85,20 +99,6 @@ def sorted_by_pane(part: pa.RecordBatch) -> pa.RecordBatch:
     return part.take(pa.array(np.argsort(panes, kind="stable")))
 
 
-def to_bytes(part: pa.RecordBatch) -> bytes:
-    """Encodes as an Arrow IPC stream; a slice is written as its own rows only."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, part.schema, options=pa.ipc.IpcWriteOptions(use_threads=False)) as writer:
-        writer.write_batch(part)
-    return sink.getvalue().to_pybytes()
-
-
-def from_bytes(encoded: bytes) -> pa.RecordBatch:
-    """Reads what :func:`to_bytes` wrote, without copying."""
-    with pa.ipc.open_stream(pa.py_buffer(encoded)) as stream:
-        return stream.read_next_batch()
-
-
 def joined(parts: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     """Joins partials of disjoint panes, in order."""
     if len(parts) == 1:
@@ -110,10 +110,10 @@ def joined(parts: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def result_rows(
-    merged: pa.RecordBatch,
+    panes: pa.RecordBatch,
     windows: Windows,
     *,
-    panes: I64,
+    starts: I64,
     indexes: npt.NDArray[np.int32],
     timings: npt.NDArray[np.int32],
     fired_at: int,
@@ -122,31 +122,40 @@ def result_rows(
     """Returns the rows of one firing: what ``finish`` gives, and how it was fired.
 
     Args:
-        merged: merged partial of the fired panes.
-        panes: their starts, sorted; ``indexes`` and ``timings`` (codes of ``TIMINGS``) belong to them.
+        panes: merged, of the fired windows.
+        starts: of these windows, sorted; ``indexes`` and ``timings`` (codes of ``TIMINGS``) belong to them.
         fired_at: µs since 1970.
     """
-    table = finish(merged, windows)
-    starts = pa.concat_arrays(table.column("window_start").chunks).cast(pa.int64()).to_numpy()
-    pane = np.searchsorted(panes, starts)
-    timing = timings[pane]
+    table = finish(panes, windows, starts)
+    fired = pa.concat_arrays(table.column("window_start").chunks).cast(pa.int64()).to_numpy()
+    window = np.searchsorted(starts, fired)
+    timing = timings[window]
     columns = {
-        "pane_index": pa.array(indexes[pane], pa.int32()),
+        "pane_index": pa.array(indexes[window], pa.int32()),
         "timing": pa.DictionaryArray.from_arrays(pa.array(timing, pa.int32()), TIMINGS),
         "is_final": pa.array(timing == FINAL),
-        "fired_at": pa.array(np.full(len(pane), fired_at)).cast(TIME),
-        "window_shard": pa.array(np.full(len(pane), window_shard, np.int32)),
+        "fired_at": pa.array(np.full(len(window), fired_at)).cast(TIME),
+        "window_shard": pa.array(np.full(len(window), window_shard, np.int32)),
     }
     for name, values in columns.items():
         table = table.append_column(pa.field(name, CODE if name == "timing" else values.type), values)
     return table
 
 
-def late_rows(late: Sequence[tuple[Message, pa.RecordBatch]]) -> pa.Table:
-    """Returns late partial rows with the message that brought them: reader, shard (int32), poll (int64)."""
+def late_rows(late: Sequence[tuple[Message, pa.RecordBatch]], windows: Windows) -> pa.Table:
+    """Returns late partial rows of windows with the message that brought them: reader, shard (int32), poll (int64).
+
+    Args:
+        late: rows with the starts of their windows as ``pane``.
+    """
     tables = []
     for message, part in late:
-        table = pa.Table.from_batches([part])
+        starts = part.column(PANE)
+        times = [starts.cast(TIME), pc.add_checked(starts, windows.size_us).cast(TIME)]
+        others = [n for n in part.schema.names if n != PANE]
+        table = pa.table(
+            [*times, *(part.column(n) for n in others)], names=["window_start", "window_end", *others]
+        )
         for name, number, type_ in (
             ("reader", message.reader, pa.int32()),
             ("shard", message.shard, pa.int32()),

@@ -16,7 +16,9 @@ import json
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from urllib.error import HTTPError
 
 import apache_beam as beam
 from apache_beam.io.flink.flink_streaming_impulse_source import FlinkStreamingImpulseSource
@@ -103,7 +105,9 @@ def run(cluster, log):
 
 
 def completed(cluster, job):
-    return cluster.rest(f"/jobs/{job}/checkpoints")["counts"]["completed"]
+    with suppress(HTTPError):  # The job is not yet running, or not again.
+        return cluster.rest(f"/jobs/{job}/checkpoints")["counts"]["completed"]
+    return 0
 
 
 def first_seen(log, skip):

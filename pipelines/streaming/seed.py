@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from headrace.connectors.resume_stream import recent_ids
 from headrace.connectors.stream_entries import EVENTS
 from headrace.pipelines.definition import Definition
 from headrace.schemas.columns import TIME
-from headrace.transforms.window_definitions import PANE
 
 PANE_BITS = 20
 """A pane's index says in its higher bits which job fired it; a job may fire a window a million times."""
@@ -53,10 +53,13 @@ class Seed:
         """
         newest = _newest_ingest(out / EVENTS)
         since = None if newest is None else newest - APART_US - horizon_seconds * 1_000_000
-        ends = [end for shards in closed.values() for end in shards]
-        longest = max((w.size_us for w in definition.metrics.values()), default=0)
-        known = [end for end in ends if end is not None]
-        rows_from = min(known) - longest if known and len(known) == len(ends) else None
+        starts = [
+            None if end is None else end - definition.metrics[name].size_us
+            for name, shards in closed.items()
+            for end in shards
+        ]
+        known = [start for start in starts if start is not None]
+        rows_from = min(known) if known and len(known) == len(starts) else None
         return cls(since, rows_from, closed, _version(out / EVENTS))
 
     def as_dict(self) -> dict[str, Any]:
@@ -132,11 +135,15 @@ def late_again(definition: Definition, closed: Mapping[str, Sequence[int | None]
         name: [
             f"({SHARD} = {shard})"
             if end is None
-            else f"({SHARD} = {shard} AND {PANE} > {end - definition.metrics[name].size_us})"
+            else f"({SHARD} = {shard} AND window_end > '{_timestamp(end)}')"
             for shard, end in enumerate(ends)
         ]
         for name, ends in closed.items()
     }
+
+
+def _timestamp(time_us: int) -> str:
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)).isoformat()
 
 
 def _closed(root: Path, window_shards: int, settled: Sequence[int | None]) -> list[int | None]:

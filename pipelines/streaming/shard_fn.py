@@ -21,6 +21,7 @@ from headrace.schemas.columns import EVENT_SCHEMA
 from headrace.transforms.batches import concat, conform, drop, replace
 from headrace.transforms.beam_shard_state import StatefulShardFn
 from headrace.transforms.dedupe_shard import SLOTS, DedupeShard
+from headrace.transforms.grouping import Rows
 from headrace.transforms.shard_state import ShardState
 from headrace.transforms.stream_message import Message, pack_all
 from headrace.transforms.window_rows import partial_with_rows, split_partial
@@ -42,10 +43,10 @@ class _Judged:
 
 
 class ShardFn(StatefulShardFn, slots=SLOTS):
-    """(shard, packed Message) → main: (window key, packed Messages); ``commit``: (0, packed entries).
+    """(shard, packed Message) → main: (window shard, packed Messages); ``commit``: (0, packed entries).
 
     Rows are deduplicated against the shard's state, enriched, held against the rules, and written to files of the lake and the
-    quarantine that count from their commit on. Every message is answered with one to each shard of each window table. A bundle
+    quarantine that count from their commit on. Every message is answered with one to each window shard. A bundle
     ends once the sinks have its rows.
 
     Only the state is worked on message by message; the rest is done once for all rows of the bundle, whatever shard and poll they
@@ -162,15 +163,23 @@ class ShardFn(StatefulShardFn, slots=SLOTS):
         return self._dedupe[shard]
 
     def _to_windows(self, polls: list[tuple[list[Message], pa.RecordBatch]]) -> Iterator[Keyed]:
-        """Sends the answers of some polls to every shard of every window table; the first of a poll brings its rows' partials."""
+        """Sends the answers of some polls to every window shard; the first of a poll brings its rows' partials of all tables."""
         task = self._task
-        for number, (_, windows) in enumerate(self._metrics):
-            sent: list[list[Message]] = [[] for _ in range(task.window_shards)]
-            for answers, rows in polls:
-                parts: list[pa.RecordBatch | None] = [None] * task.window_shards
-                if rows.num_rows:
-                    parts = split_partial(partial_with_rows(rows, windows), windows, task.window_shards)
-                for messages, part in zip(sent, parts, strict=True):
-                    messages += [with_(answers[0], batch=part), *answers[1:]]
-            for window_shard, messages in enumerate(sent):
-                yield task.window_key(number, window_shard), pack_all(messages)
+        sent: list[list[Message]] = [[] for _ in range(task.window_keys)]
+        for answers, rows in polls:
+            parts = self._partials(rows)
+            for messages, mine in zip(sent, parts, strict=True):
+                messages += [with_(answers[0], batch=None, parts=tuple(mine)), *answers[1:]]
+        for window_shard, messages in enumerate(sent):
+            yield window_shard, pack_all(messages)
+
+    def _partials(self, rows: pa.RecordBatch) -> list[list[tuple[int, pa.RecordBatch]]]:
+        """Returns for each window shard its partials, with the numbers of their tables."""
+        parts: list[list[tuple[int, pa.RecordBatch]]] = [[] for _ in range(self._task.window_keys)]
+        shared = Rows(rows)
+        for number, (_, windows) in enumerate(self._metrics if rows.num_rows else ()):
+            found = split_partial(partial_with_rows(shared, windows), windows, self._task.window_shards)
+            for mine, part in zip(parts, found, strict=True):
+                if part is not None:
+                    mine.append((number, part))
+        return parts

@@ -74,12 +74,13 @@ class StreamTask:
 
     @property
     def metrics(self) -> list[tuple[str, Windows]]:
-        """The window tables in a fixed order, by which their keys are numbered."""
+        """The window tables in a fixed order, by which they are numbered."""
         return sorted(self.definition.metrics.items())
 
-    def window_key(self, metric: int, shard: int) -> int:
-        """Returns the key of one shard of one window table."""
-        return metric * self.window_shards + shard
+    @property
+    def window_keys(self) -> int:
+        """How many window shards there are: each has all tables."""
+        return self.window_shards if self.definition.metrics else 0
 
     @property
     def control(self) -> "Control":

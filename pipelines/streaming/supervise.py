@@ -175,7 +175,7 @@ class Supervisor:
         ]
         if not totals.drained or len(ended) != task.readers:
             return False
-        return task.control.asked() == DRAIN or totals.windows_ended >= len(task.metrics) * task.window_shards
+        return task.control.asked() == DRAIN or totals.windows_ended >= task.window_keys
 
     def _let_others_read(self, totals: StreamTotals) -> None:
         """Tells the readers that wait for the first one's seed when all of it has arrived."""

@@ -1,4 +1,4 @@
-"""The third stage: partials of one window table to its firings and its late rows."""
+"""The third stage: partials of the window tables to their firings and their late rows."""
 
 from collections.abc import Iterator
 
@@ -13,11 +13,12 @@ from headrace.transforms.beam_shard_state import StatefulShardFn
 from headrace.transforms.shard_state import ShardState
 from headrace.transforms.stream_clock import END
 from headrace.transforms.stream_message import unpack_all
-from headrace.transforms.window_shard import SLOTS, WindowShard
+from headrace.transforms.window_shard import WindowShard
+from headrace.transforms.window_state import SLOTS
 
 
 class WindowFn(StatefulShardFn, slots=SLOTS):
-    """(window key, packed Messages) → (0, packed entries): results of windows that fired, and rows that came too late."""
+    """(window shard, packed Messages) → (0, packed entries): results of windows that fired, and rows that came too late."""
 
     def __init__(self, task: StreamTask) -> None:
         self._task = task
@@ -26,17 +27,14 @@ class WindowFn(StatefulShardFn, slots=SLOTS):
         self._shards: dict[int, WindowShard] = {}
 
     def handle(self, key: int, value: bytes, state: ShardState, **more: object) -> Iterator[Keyed]:
-        metric, window_shard = divmod(key, self._task.window_shards)
-        name, _ = self._task.metrics[metric]
         messages = unpack_all(value)
-        firing = self._shard(key, metric, window_shard, name).receive_many(messages, state)
-        entries: list[Entry] = []
-        if firing.rows is not None:
-            entries.append(MetricEntry.of(name, self._numbered(firing.rows)))
-        if firing.late is not None and not messages[0].seed:
-            rows = firing.late.num_rows
-            late = firing.late.append_column(JOB, pa.repeat(self._task.job, rows))
-            late = late.append_column(SHARD, pa.repeat(pa.scalar(window_shard, pa.int32()), rows))
+        firing = self._shard(key).receive_many(messages, state)
+        entries: list[Entry] = [
+            MetricEntry.of(name, self._numbered(rows)) for name, rows in firing.rows.items()
+        ]
+        for name, rows in firing.late.items() if not messages[0].seed else ():
+            late = rows.append_column(JOB, pa.repeat(self._task.job, rows.num_rows))
+            late = late.append_column(SHARD, pa.repeat(pa.scalar(key, pa.int32()), rows.num_rows))
             entries.append(LateEntry.of(name, late))
         if firing.watermark == END:
             entries.append(EndEntry(key))
@@ -51,16 +49,17 @@ class WindowFn(StatefulShardFn, slots=SLOTS):
         )
         return rows.set_column(at, "pane_index", index)
 
-    def _shard(self, key: int, metric: int, window_shard: int, name: str) -> WindowShard:
+    def _shard(self, key: int) -> WindowShard:
         if key not in self._shards:
             task = self._task
+            closed = {} if task.seed is None else task.seed.closed
             self._shards[key] = WindowShard(
-                task.metrics[metric][1],
+                dict(task.metrics),
                 task.readers,
                 task.shards,
                 task.allowed_lateness_us,
                 task.early_seconds,
-                window_shard=window_shard,
-                closed_until_us=None if task.seed is None else task.seed.closed[name][window_shard],
+                window_shard=key,
+                closed_until_us={name: ends[key] for name, ends in closed.items()},
             )
         return self._shards[key]

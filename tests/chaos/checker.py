@@ -316,7 +316,7 @@ def _late(root: Path, sums: list[str]) -> dict[tuple[Any, ...], dict[str, Any]]:
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     users: dict[tuple[Any, ...], set[bytes]] = {}
     for row in _table(root).to_pylist():
-        key = (row["pane"], row["event_type"], *([row["currency"]] if "currency" in row else []))
+        key = (_us(row["window_start"]), row["event_type"], *([row["currency"]] if "currency" in row else []))
         of_key = found.setdefault(key, dict.fromkeys(sums, 0))
         for name in sums:
             of_key[name] += row[name] or 0

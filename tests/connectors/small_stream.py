@@ -122,7 +122,8 @@ def metric(count, name="per_minute", start=NOON, pane=0):
 def late(rows, name="per_minute", job=APP, reader=0, poll=7):
     table = pa.table(
         {
-            "pane": pa.array([1] * rows, pa.int64()),
+            "window_start": pa.array([NOON] * rows, TIME),
+            "window_end": pa.array([NOON + dt.timedelta(minutes=1)] * rows, TIME),
             "users": pa.array([[b"0123456789abcdef"]] * rows, pa.large_list(pa.binary(16))),
             "reader": pa.array([reader] * rows, pa.int32()),
             "shard": pa.array([1] * rows, pa.int32()),

@@ -19,7 +19,7 @@ from headrace.connectors.stream_ledger import read_stream_ledger
 from headrace.connectors.stream_table import StreamTable
 from headrace.schemas.columns import ENRICHED_SCHEMA
 from headrace.schemas.errors import ConfigError, UntrustedRunError
-from tests.connectors.small_stream import APP, Job, SmallStream, late, metric
+from tests.connectors.small_stream import APP, NOON, Job, SmallStream, late, metric
 
 STEPS = ("quarantine", "events", "metrics/per_minute", "late/per_minute", "ledger")
 
@@ -39,7 +39,7 @@ def contents(out):
         "events": rows_of(out, "events", "event_id"),
         "quarantine": rows_of(out, "quarantine", "event_id", "stage", "reason"),
         "metrics": rows_of(out, "metrics/per_minute", "page", "rows"),
-        "late": rows_of(out, "late/per_minute", "pane", "poll"),
+        "late": rows_of(out, "late/per_minute", "window_start", "poll"),
         "ledger": [
             (t.rows_in, t.accepted, t.rejected, t.late, t.in_flight, t.open_polls, t.positions, t.fault)
             for t in [read_stream_ledger(out)]
@@ -98,7 +98,7 @@ def test_the_undisturbed_run(undisturbed):
     assert [row[0] for row in undisturbed["events"]] == sorted(f"topic/0-{p}" for p in range(20) if p % 5)
     assert len(undisturbed["quarantine"]) == 4
     assert undisturbed["metrics"] == [("/a", 3), ("/a", 5), ("/b", 4), ("/b", 6)]
-    assert undisturbed["late"] == [(1, 7)] * 3
+    assert undisturbed["late"] == [(NOON, 7)] * 3
     rejected = {"validate": {"invalid": 2}, "dedupe": {"duplicate": 2}}
     assert undisturbed["ledger"] == [(20, 16, rejected, {"per_minute": 3}, 0, 0, {"topic/0": 20}, None)]
 

@@ -21,7 +21,8 @@ from headrace.schemas.columns import ENRICHED_SCHEMA, RAW
 from headrace.schemas.errors import ConfigError
 from headrace.transforms.aggregate_windows import AggregateWindows, PartialsCoder, _MergeFn
 from headrace.transforms.batches import replace
-from headrace.transforms.window_definitions import METRICS, Count, Distinct, Sum
+from headrace.transforms.ready_windows import METRICS
+from headrace.transforms.window_definitions import Count, Distinct, Sum
 from headrace.transforms.window_partials import finish, partial
 
 from .collect import Batches, collect
@@ -201,7 +202,7 @@ def test_the_pipeline_uses_the_arrow_coders():
 def test_batches_without_rows_or_without_rows_that_count():
     def build(pipeline):
         batches = pipeline | Batches([events([]), events([row(0)]), events([row(1, revenue=Decimal(2))])])
-        return {"accepted": (batches | AggregateWindows(where="revenue")).accepted}
+        return {"accepted": (batches | AggregateWindows(where={"revenue": "*"})).accepted}
 
     assert results(collect(build)["accepted"]) == [(0, "click", 1, 1, Decimal(2))]
 
@@ -227,5 +228,5 @@ def test_arguments_are_checked_at_construction():
         timedelta(hours=1),
         by=["country"],
         measures={"u": Distinct("user_id"), "r": Sum("revenue")},
-        where="revenue",
+        where={"revenue": "*"},
     )

@@ -1,10 +1,13 @@
 """Windows of a stream: any order, rollback and loss of memory give the batch's result over the rows that were not late."""
 
+import copy
 import random
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -15,20 +18,22 @@ from hypothesis import strategies as st
 
 from headrace.schemas.columns import CODE, ENRICHED_SCHEMA, TIME
 from headrace.schemas.errors import ConfigError
-from headrace.transforms import window_shard
+from headrace.transforms import pane_store
+from headrace.transforms.packed_batches import pack_parts
+from headrace.transforms.ready_windows import METRICS
 from headrace.transforms.shard_state import MemoryState
 from headrace.transforms.stream_clock import END
 from headrace.transforms.stream_message import Message
-from headrace.transforms.window_definitions import METRICS, PANE, Count, Distinct, Sum, Windows
-from headrace.transforms.window_partials import finish, merge, partial
+from headrace.transforms.window_definitions import PANE, Count, Distinct, Sum, Top, Windows
+from headrace.transforms.window_partials import finish, finish_windows, merge, partial, starts_of
 from headrace.transforms.window_rows import (
     ROWS,
     latest_rows,
     partial_with_rows,
-    sorted_by_pane,
     split_partial,
 )
-from headrace.transforms.window_shard import SLOTS, Firing, WindowShard
+from headrace.transforms.window_shard import WindowShard
+from headrace.transforms.window_state import NEVER, SLOTS
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND = 1_000_000
@@ -39,7 +44,34 @@ ALL = Windows(
     ("currency", "event_type"),
     {"users": Distinct("user_id"), "money": Sum("revenue"), "units": Sum("quantity")},
 )
+SLIDING = Windows(
+    timedelta(seconds=20),
+    ("event_type",),
+    {"users": Distinct("user_id"), "n": Count()},
+    every=timedelta(seconds=8),
+)
+TOP = Windows(timedelta(seconds=30), ("user_id",), {"n": Count()}, top=Top(1, "n"))
 FIRED = ["pane_index", "timing", "is_final", "fired_at", "window_shard"]
+
+
+class One(NamedTuple):
+    """What came of messages in a shard's only table."""
+
+    rows: pa.Table | None
+    late: pa.Table | None
+    kept: int
+    watermark: int | None
+
+
+class Single(WindowShard):
+    """A shard with one table."""
+
+    def __init__(self, windows, *arguments, **more):
+        super().__init__({"t": windows}, *arguments, **more)
+
+    def receive_many(self, messages, state):
+        firing = super().receive_many(messages, state)
+        return One(firing.rows.get("t"), firing.late.get("t"), firing.kept.get("t", 0), firing.watermark)
 
 
 def event(seconds: float, user="u", kind="click", **more) -> dict:
@@ -60,11 +92,11 @@ def message(
 ) -> Message:
     """Times in seconds."""
     mark = None if watermark is None else round(watermark * SECOND)
-    part = partial_with_rows(batch_of(list(rows)), windows) if rows else None
-    return Message(reader, shard, poll, mark, None, round(read_at * SECOND), part, final)
+    parts = ((0, partial_with_rows(batch_of(list(rows)), windows)),) if rows else ()
+    return Message(reader, shard, poll, mark, None, round(read_at * SECOND), None, final, parts=parts)
 
 
-def fired(firing: Firing) -> list[tuple]:
+def fired(firing: One) -> list[tuple]:
     """(window start in seconds, type, events, users, index, timing, final) of each row."""
     if firing.rows is None:
         return []
@@ -82,8 +114,13 @@ def fired(firing: Firing) -> list[tuple]:
     ]
 
 
-def shard_of(windows=EVENTS, readers=1, shards=1, lateness=10.0, early=0.0, late=0.0, **more) -> WindowShard:
-    return WindowShard(windows, readers, shards, round(lateness * SECOND), early, late, **more)
+def starts(table: pa.Table) -> list[int]:
+    """Window starts in seconds."""
+    return [int((start - EPOCH).total_seconds()) for start in table["window_start"].to_pylist()]
+
+
+def shard_of(windows=EVENTS, readers=1, shards=1, lateness=10.0, early=0.0, late=0.0, **more) -> Single:
+    return Single(windows, readers, shards, round(lateness * SECOND), early, late, **more)
 
 
 def test_the_firings_of_one_pane_from_early_to_final():
@@ -122,10 +159,10 @@ def test_the_firings_of_one_pane_from_early_to_final():
         assert fired(firing) == expected, received.poll
         if received.poll == 13:
             assert firing.late.select(
-                [PANE, "event_type", "events", ROWS, "reader", "shard", "poll"]
+                ["window_start", "event_type", "events", ROWS, "reader", "shard", "poll"]
             ).to_pylist() == [
                 {
-                    "pane": 0,
+                    "window_start": EPOCH,
                     "event_type": "click",
                     "events": 1,
                     "rows": 1,
@@ -137,7 +174,7 @@ def test_the_firings_of_one_pane_from_early_to_final():
             assert firing.kept == 0
         else:
             assert firing.late is None
-            assert firing.kept == (received.batch is not None)
+            assert firing.kept == bool(received.parts)
     assert firing.watermark == END
     assert state.slots == {}
 
@@ -174,7 +211,7 @@ def test_the_guard_looks_at_the_watermark_before_the_message():
     own = kernel.receive(message(1, 500, [event(1), event(130)]), state)
     assert fired(own) == [(0, "click", 1, 1, 0, "final", True), (120, "click", 1, 1, 0, "final", True)]
     after = kernel.receive(message(2, 500, [event(499), event(1), event(479.999999)]), state)
-    assert after.late["pane"].to_pylist() == [0, 420 * SECOND]
+    assert starts(after.late) == [0, 420]
     assert after.kept == 1
 
 
@@ -191,7 +228,7 @@ def test_a_larger_lateness_does_not_reopen_a_final_pane():
     state = MemoryState()
     shard_of(lateness=0).receive(message(0, 60, [event(1)]), state)
     firing = shard_of(lateness=3600).receive(message(1, 61, [event(2), event(62)]), state)
-    assert firing.late["pane"].to_pylist() == [0]
+    assert starts(firing.late) == [0]
     assert firing.kept == 1
 
 
@@ -360,17 +397,18 @@ class Outputs:
 
     def __init__(self) -> None:
         self.tables: list[pa.Table] = []
-        self.in_time: list[dict] = []
+        self.in_time: dict[int, list[dict]] = defaultdict(list)
+        """Rows by the start of the window in which they are in time, µs."""
         self.late = 0
 
     def copy(self) -> "Outputs":
         other = Outputs()
-        other.tables, other.in_time, other.late = list(self.tables), list(self.in_time), self.late
+        other.tables, other.in_time, other.late = list(self.tables), copy.deepcopy(self.in_time), self.late
         return other
 
 
 def play(
-    sent: Sent, make: Callable[[], WindowShard], windows: Windows, lateness: int, chance: random.Random
+    sent: Sent, make: Callable[[], Single], windows: Windows, lateness: int, chance: random.Random
 ) -> Outputs:
     """Delivers all messages, with rollbacks to a checkpoint, other orders after it, failures and losses of memory."""
     kernel, state, out = make(), MemoryState(), Outputs()
@@ -401,24 +439,34 @@ def play(
 
 
 def deliver(
-    taken: Sent, kernel: WindowShard, state: MemoryState, out: Outputs, windows: Windows, lateness: int
+    taken: Sent, kernel: Single, state: MemoryState, out: Outputs, windows: Windows, lateness: int
 ) -> None:
     firing = kernel.receive_many([m for m, _ in taken], state)
     if firing.rows is not None:
         out.tables.append(firing.rows)
-    late = 0
+    late, kept = 0, 0
     for received, rows in taken:
-        mine = None
+        mine = set()
         if firing.late is not None:
-            found = firing.late.to_pylist()
-            mine = {r[PANE] for r in found if (r["reader"], r["shard"], r["poll"]) == _number(received)}
-            late += sum(r[ROWS] for r in found if (r["reader"], r["shard"], r["poll"]) == _number(received))
+            found = [
+                r
+                for r in firing.late.to_pylist()
+                if (r["reader"], r["shard"], r["poll"]) == _number(received)
+            ]
+            mine = {(r["window_start"] - EPOCH) // timedelta(microseconds=1) for r in found}
+            late += sum(r[ROWS] for r in found)
         for row in rows:
-            micros = (row["event_time"] - EPOCH) // timedelta(microseconds=1)
-            if micros // windows.size_us * windows.size_us not in (mine or ()):
-                out.in_time.append(row)
-    assert firing.kept + late == sum(len(rows) for _, rows in taken)
+            for start in windows_of(row, windows):
+                if start not in mine:
+                    out.in_time[start].append(row)
+                    kept += 1
+    assert firing.kept == kept
     out.late += late
+
+
+def windows_of(row: dict, windows: Windows) -> list[int]:
+    micros = (row["event_time"] - EPOCH) // timedelta(microseconds=1)
+    return starts_of(np.array([micros // windows.pane_us * windows.pane_us]), windows)[1].tolist()
 
 
 def _number(received: Message) -> tuple[int, int, int]:
@@ -432,8 +480,12 @@ def by_group(table: pa.Table, windows: Windows) -> list[dict]:
 
 def check(out: Outputs, windows: Windows, rows: int) -> None:
     """The final firings, and the latest rows, are the batch's result over the rows in time; indexes have no gaps."""
-    assert len(out.in_time) + out.late == rows
-    expected = finish(partial(batch_of(out.in_time), windows), windows)
+    assert sum(map(len, out.in_time.values())) + out.late == rows
+    parts = [partial(batch_of([]), windows)]
+    for start, found in out.in_time.items():
+        part = partial(batch_of(found), windows)
+        parts.append(part.set_column(0, PANE, pa.array([start] * part.num_rows)))
+    expected = finish_windows(merge(parts, windows), windows)
     if not out.tables:
         assert expected.num_rows == 0
         return
@@ -442,6 +494,7 @@ def check(out: Outputs, windows: Windows, rows: int) -> None:
     assert by_group(last.drop(FIRED), windows) == by_group(expected, windows)
     assert set(last["is_final"].to_pylist()) == {True}
     assert table["is_final"].to_pylist().count(True) == expected.num_rows
+    assert table.schema.names == [*expected.schema.names, *FIRED]
     panes = set(zip(table["window_start"].to_pylist(), table["pane_index"].to_pylist(), strict=True))
     for start in {s for s, _ in panes}:
         indexes = sorted(i for s, i in panes if s == start)
@@ -454,7 +507,7 @@ def check(out: Outputs, windows: Windows, rows: int) -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     runs(),
-    st.sampled_from([ALL, EVENTS]),
+    st.sampled_from([ALL, EVENTS, SLIDING, TOP]),
     st.sampled_from([0, 5, 400]),
     st.integers(0, 40),
     st.sampled_from([(32, 64), (3, 1), (1, 3)]),
@@ -468,19 +521,50 @@ def test_any_order_with_rollbacks_and_losses_equals_the_batch_over_the_rows_in_t
     sent = sent_by(readers, shards, polls, windows)
     chance.shuffle(sent)
 
-    def make() -> WindowShard:
+    def make() -> Single:
         cache = chance.choice([0, 1 << 30])
-        return WindowShard(windows, readers, shards, lateness * SECOND, early, early / 2, cache_bytes=cache)
+        return Single(windows, readers, shards, lateness * SECOND, early, early / 2, cache_bytes=cache)
 
     slots, pieces = sizes
-    with patch.object(window_shard, "SLOTS", slots), patch.object(window_shard, "REWRITE_PIECES", pieces):
+    with patch.object(pane_store, "SLOTS", slots), patch.object(pane_store, "REWRITE_PIECES", pieces):
         out = play(sent, make, windows, lateness, chance)
-    check(out, windows, sum(len(rows) for _, rows in sent))
+    check(out, windows, sum(len(windows_of(row, windows)) for _, rows in sent for row in rows))
     if lateness == 400:
         assert out.late == 0
 
 
-def trial(make: Callable[[], WindowShard], seed: int, lateness: int = 5) -> None:
+def test_tables_share_clock_and_slots_and_each_gives_the_result_of_the_batch():
+    tables = {"a": EVENTS, "b": SLIDING, "c": TOP, "d": Windows(timedelta(hours=1), (), {"n": Count()})}
+    chance, state, rows, found = random.Random(5), MemoryState(), [], defaultdict(list)
+    for poll in range(60):
+        mine = [event(poll * 5 - chance.expovariate(0.2), f"u{chance.randrange(5)}") for _ in range(8)]
+        rows += mine
+        batch = batch_of(mine)
+        parts = tuple((n, partial_with_rows(batch, w)) for n, w in enumerate(tables.values()))
+        received = Message(0, 0, poll, poll * 5 * SECOND, None, poll * SECOND, None, poll == 59, parts=parts)
+        if poll % 7 == 0:
+            shard = WindowShard(tables, 1, 1, 60 * SECOND, cache_bytes=chance.choice([0, 1 << 30]))
+        for name, table in shard.receive(received, state).rows.items():
+            found[name].append(table)
+    assert state.slots == {}
+    for name, windows in tables.items():
+        last = latest_rows(pa.concat_tables(found[name]))
+        expected = finish(partial(batch_of(rows), windows), windows)
+        assert by_group(last.drop(FIRED), windows) == by_group(expected, windows)
+
+
+def test_windows_that_a_job_before_has_published_as_final_are_closed_in_their_table_only():
+    tables = {"a": EVENTS, "b": Windows(timedelta(minutes=1), (), {"n": Count()})}
+    shard, state = WindowShard(tables, 1, 1, 0, closed_until_us={"a": MINUTE, "b": None}), MemoryState()
+    batch = batch_of([event(1), event(61)])
+    parts = tuple((n, partial_with_rows(batch, w)) for n, w in enumerate(tables.values()))
+    firing = shard.receive(Message(0, 0, 0, None, None, 0, final=True, parts=parts), state)
+    assert starts(firing.late["a"]) == [0]
+    assert firing.kept == {"a": 1, "b": 2}
+    assert {name: starts(table) for name, table in firing.rows.items()} == {"a": [60], "b": [0, 60]}
+
+
+def trial(make: Callable[[], Single], seed: int, lateness: int = 5) -> None:
     """A run of 93 messages over 300 s with disorder, checked."""
     chance = random.Random(seed)
     polls = []
@@ -499,11 +583,11 @@ def trial(make: Callable[[], WindowShard], seed: int, lateness: int = 5) -> None
     check(out, EVENTS, sum(len(rows) for _, rows in sent))
 
 
-def make_trial() -> WindowShard:
+def make_trial() -> Single:
     return shard_of(EVENTS, 1, 3, lateness=5, early=30, late=20)
 
 
-def caught(make: Callable[[], WindowShard], seeds: int) -> bool:
+def caught(make: Callable[[], Single], seeds: int) -> bool:
     """Whether the checks see in one of these trials that something is wrong."""
     for seed in range(seeds):
         try:
@@ -516,7 +600,7 @@ def caught(make: Callable[[], WindowShard], seeds: int) -> bool:
 def test_the_trial_passes_and_sees_a_broken_version_rule_and_a_broken_guard():
     assert not caught(make_trial, 2)
 
-    class AnyVersion(WindowShard):
+    class AnyVersion(Single):
         """Trusts its memory whatever the cell says."""
 
         def _take(self, state):
@@ -524,7 +608,7 @@ def test_the_trial_passes_and_sees_a_broken_version_rule_and_a_broken_guard():
                 self._cached.version = (state.read_cell() or b"")[:16]
             return super()._take(state)
 
-    class NotTakenOut(WindowShard):
+    class NotTakenOut(Single):
         """Leaves the table in the cache while it is changed, under the version that it had."""
 
         def _take(self, state):
@@ -532,15 +616,15 @@ def test_the_trial_passes_and_sees_a_broken_version_rule_and_a_broken_guard():
             self._cached = table
             return table
 
-    class NoGuard(WindowShard):
-        def _on_time(self, message, part, horizon, late):
-            return part
+    class NoGuard(Single):
+        def _sort_out(self, message, number, part, horizon, arrived, late):
+            super()._sort_out(message, number, part, NEVER, arrived, late)
 
-    class GuardAfter(WindowShard):
+    class GuardAfter(Single):
         """Looks at where the clock is once the message has been taken in, and keeps no late row."""
 
-        def _on_time(self, message, part, horizon, late):
-            return super()._on_time(message, part, horizon + MINUTE, [])
+        def _sort_out(self, message, number, part, horizon, arrived, late):
+            super()._sort_out(message, number, part, horizon + MINUTE, arrived, {})
 
     for broken in (AnyVersion, NotTakenOut, NoGuard, GuardAfter):
         assert caught(lambda broken=broken: broken(EVENTS, 1, 3, 5 * SECOND, 30, 20), 10), broken.__name__
@@ -568,29 +652,29 @@ def test_state_is_rewritten_at_a_bounded_cost_and_stays_small(panes):
         pane = (poll % panes) * SLOTS * MINUTE
         columns = [pa.array([pane]), *one.columns[1:]]
         part = pa.RecordBatch.from_arrays(columns, names=one.schema.names)
-        kernel.receive(Message(0, 0, poll, None, None, 0, part), state)
-        received += len(window_shard.to_bytes(part))
-    assert list(state.slots) == [0]
+        kernel.receive(Message(0, 0, poll, None, None, 0, parts=((0, part),)), state)
+        received += len(pack_parts([(0, part)]))
+    assert list(state.slots) == [1]
     assert state.written <= 1.2 * received
-    assert len(state.slots[0]) < 64 + panes
+    assert len(state.slots[1]) < 64 + panes
     different, grown = shard_of(lateness=10**6), Written()
     received = 0
     for poll in range(150):
         part = users(poll, 20)
-        different.receive(Message(0, 0, poll, None, None, 0, part), grown)
-        received += len(window_shard.to_bytes(part))
+        different.receive(Message(0, 0, poll, None, None, 0, parts=((0, part),)), grown)
+        received += len(pack_parts([(0, part)]))
     assert grown.written <= 3 * received
-    assert sum(map(len, grown.slots[0])) <= received
+    assert sum(map(len, grown.slots[1])) <= received
 
 
 def test_a_slot_shared_with_open_panes_is_rewritten_without_the_final_one():
     kernel, state = shard_of(lateness=0, early=0), Written()
-    kernel.receive(Message(0, 0, 0, None, None, 0, users(0, 2000)), state)
-    kernel.receive(Message(0, 0, 1, None, None, 0, users(1, 10, 30 + SLOTS * 60)), state)
+    kernel.receive(Message(0, 0, 0, None, None, 0, parts=((0, users(0, 2000)),)), state)
+    kernel.receive(Message(0, 0, 1, None, None, 0, parts=((0, users(1, 10, 30 + SLOTS * 60)),)), state)
     firing = kernel.receive(message(2, 60), state)
     assert fired(firing) == [(0, "click", 2000, 2000, 0, "final", True)]
-    assert len(state.slots[0]) == 1
-    assert len(state.slots[0][0]) < 2000
+    assert len(state.slots[1]) == 1
+    assert len(state.slots[1][0]) < 2000
     assert fired(shard_of(lateness=0).receive(message(3, None, final=True), state)) == [
         (SLOTS * 60, "click", 10, 10, 0, "final", True)
     ]
@@ -599,41 +683,30 @@ def test_a_slot_shared_with_open_panes_is_rewritten_without_the_final_one():
 
 def test_a_small_final_pane_stays_in_the_slot_and_is_never_read_again():
     kernel, state = shard_of(lateness=0), MemoryState()
-    kernel.receive(Message(0, 0, 0, None, None, 0, users(0, 1)), state)
-    kernel.receive(Message(0, 0, 1, None, None, 0, users(1, 2000, 30 + SLOTS * 60)), state)
+    kernel.receive(Message(0, 0, 0, None, None, 0, parts=((0, users(0, 1)),)), state)
+    kernel.receive(Message(0, 0, 1, None, None, 0, parts=((0, users(1, 2000, 30 + SLOTS * 60)),)), state)
     kernel.receive(message(2, 60), state)
-    assert len(state.slots[0]) == 2
+    assert len(state.slots[1]) == 2
     fresh = shard_of(lateness=0)
     assert fired(fresh.receive(message(3, None, final=True), state)) == [
         (SLOTS * 60, "click", 2000, 2000, 0, "final", True)
     ]
 
 
-def test_panes_of_a_whole_day_while_the_watermark_is_unknown_take_22_bytes_each():
+def test_panes_of_a_whole_day_while_the_watermark_is_unknown_take_24_bytes_each():
     kernel, state = shard_of(lateness=3600), MemoryState()
     kernel.receive(message(0, None, [event(-s) for s in range(0, 86400, 60)] + [event(300)]), state)
-    assert len(state.cell) < 1000 + 22 * 1442
+    assert len(state.cell) < 1000 + 24 * 1442
     assert len(state.slots) == SLOTS
     firing = kernel.receive(message(1, None, final=True), state)
     assert firing.rows.num_rows == 1441
     assert state.slots == {}
 
 
-def test_a_partial_that_is_not_sorted_by_pane_is_sorted():
-    part = partial_with_rows(batch_of([event(1), event(70), event(200)]), EVENTS)
-    mixed = part.take(pa.array([2, 0, 1]))
-    assert sorted_by_pane(mixed).equals(part)
-    assert sorted_by_pane(part) is part
-    kernel, state = shard_of(), MemoryState()
-    kernel.receive(Message(0, 0, 0, None, None, 0, mixed), state)
-    rows = kernel.receive(message(1, None, final=True), state).rows
-    assert rows["window_start"].cast(pa.int64()).to_pylist() == [0, MINUTE, 3 * MINUTE]
-
-
 def test_state_of_another_definition_or_other_numbers_is_refused():
     state = MemoryState()
     shard_of().receive(message(0, 1, [event(1)]), state)
-    with pytest.raises(ConfigError, match="the saved state is of other windows than Windows"):
+    with pytest.raises(ConfigError, match="the saved state is of other window tables"):
         shard_of(METRICS["revenue_per_minute"]).receive(message(1, 2), state)
     with pytest.raises(ConfigError, match="saved clock is of 1 readers and 1 shards"):
         shard_of(readers=2).receive(message(1, 2), state)
@@ -656,7 +729,7 @@ def test_state_of_another_definition_or_other_numbers_is_refused():
 def test_bad_arguments_are_refused(arguments, text):
     good = {"windows": EVENTS, "readers": 1, "shards": 1, "allowed_lateness_us": 0}
     with pytest.raises(ConfigError, match=text):
-        WindowShard(**(good | arguments))
+        Single(**(good | arguments))
 
 
 def test_the_sum_of_rows_of_merged_partials_is_the_number_of_input_rows():

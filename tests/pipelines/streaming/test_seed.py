@@ -14,6 +14,7 @@ from headrace.pipelines.streaming.seed import (
     late_again,
 )
 from headrace.transforms.keys import Key
+from headrace.transforms.ready_windows import METRICS
 from tests.pipelines.runs import event, lines
 from tests.pipelines.streaming.line_source import LineSource
 from tests.pipelines.streaming.local import NOW, NOW_US, Local, make_task
@@ -21,6 +22,9 @@ from tests.pipelines.streaming.local import NOW, NOW_US, Local, make_task
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 NOON_US = round(NOON.timestamp() * 1_000_000)
 MINUTE_US = 60_000_000
+
+
+TWO = {name: METRICS[name] for name in ("events_per_minute", "revenue_per_minute")}
 
 
 def results(out: Path, *rows: tuple[int, int, int, int, bool]) -> None:
@@ -39,7 +43,7 @@ def results(out: Path, *rows: tuple[int, int, int, int, bool]) -> None:
 
 
 def test_only_results_of_settled_polls_are_final(tmp_path: Path, key: Path) -> None:
-    definition = Definition(Key(key))
+    definition = Definition(Key(key), metrics=TWO)
     results(
         tmp_path,
         (1, 0, 0, 10, True),
@@ -57,15 +61,15 @@ def test_only_results_of_settled_polls_are_final(tmp_path: Path, key: Path) -> N
     }
     assert late_again(definition, found) == {
         "events_per_minute": [
-            f"(window_shard = 0 AND pane > {NOON_US + MINUTE_US})",
-            f"(window_shard = 1 AND pane > {NOON_US + 3 * MINUTE_US})",
+            "(window_shard = 0 AND window_end > '2026-01-05T12:02:00+00:00')",
+            "(window_shard = 1 AND window_end > '2026-01-05T12:04:00+00:00')",
         ],
         "revenue_per_minute": ["(window_shard = 0)", "(window_shard = 1)"],
     }
 
 
 def test_an_empty_output_has_nothing(tmp_path: Path, key: Path) -> None:
-    definition = Definition(Key(key))
+    definition = Definition(Key(key), metrics=TWO)
     seed = Seed.plan(tmp_path, definition, 60, closed_windows(tmp_path, definition, 2, []))
     assert seed == Seed(None, None, {name: [None, None] for name in definition.metrics})
     assert list(seed.batches(tmp_path, definition)) == []
@@ -75,7 +79,7 @@ def test_what_is_taken_over(tmp_path: Path, key: Path, warm: None) -> None:
     path = tmp_path / "events"
     path.write_bytes(lines(event(n) for n in range(90)))
     Local(make_task(tmp_path / "out", LineSource(str(path), NOW, partitions=1), key)).run()
-    definition = Definition(Key(key))
+    definition = Definition(Key(key), metrics=TWO)
     names = sorted(definition.metrics)
     seed = Seed.plan(tmp_path / "out", definition, 60, {name: [None] for name in names})
     assert (seed.since_us, seed.rows_from_us) == (NOW_US - APART_US - MINUTE_US, None)

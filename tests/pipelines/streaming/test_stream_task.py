@@ -1,8 +1,10 @@
 import pickle
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from headrace.pipelines.streaming.stream_task import DRAIN, FINISH, SEEDED, Control, StreamTask
+from headrace.transforms.ready_windows import METRICS
 from tests.pipelines.streaming.line_source import LineSource
 from tests.pipelines.streaming.local import make_task
 
@@ -11,9 +13,9 @@ def test_names_and_keys(tmp_path: Path, key: Path) -> None:
     source = LineSource(str(tmp_path / "x"), datetime(2026, 1, 5, tzinfo=UTC))
     task = make_task(tmp_path / "out", source, key, readers=3, window_shards=4)
     assert task.readers == 3
-    assert [name for name, _ in task.metrics] == ["events_per_minute", "revenue_per_minute"]
-    keys = [task.window_key(metric, shard) for metric in range(2) for shard in range(4)]
-    assert keys == list(range(8))
+    assert [name for name, _ in task.metrics] == sorted(METRICS)
+    assert task.window_keys == 4
+    assert replace(task, definition=replace(task.definition, metrics={})).window_keys == 0
     assert task.job_name == StreamTask.name_of(task.output, task.job)
     assert task.job_name.startswith("headrace-") and task.job_name.endswith(f"-{task.job}")
     assert StreamTask.name_of("/other", task.job) != task.job_name

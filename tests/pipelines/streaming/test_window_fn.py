@@ -5,6 +5,7 @@ import pytest
 
 from headrace.connectors.stream_entries import JOB, EndEntry, LateEntry, MetricEntry, unpack
 from headrace.pipelines.streaming.seed import PANE_BITS, Seed
+from headrace.transforms.ready_windows import METRICS
 from headrace.transforms.stream_message import Message, pack_all
 from headrace.transforms.window_rows import partial_with_rows
 from tests.pipelines.streaming.line_source import LineSource
@@ -22,7 +23,7 @@ def local_of(tmp_path: Path, key: Path, **changes: object) -> Local:
 def message(
     local: Local, poll: int, watermark: int, *seconds: int, seed: bool = False, final: bool = False
 ) -> bytes:
-    batch = None
+    parts: tuple[tuple[int, pa.RecordBatch], ...] = ()
     if seconds:
         rows = pa.RecordBatch.from_pydict(
             {
@@ -33,8 +34,10 @@ def message(
                 "user_id": pa.array(["u"] * len(seconds)),
             }
         )
-        batch = partial_with_rows(rows, dict(local.task.metrics)["events_per_minute"])
-    return pack_all([Message(0, 0, poll, START + watermark * 1_000_000, None, poll, batch, final, seed=seed)])
+        number = [name for name, _ in local.task.metrics].index("events_per_minute")
+        parts = ((number, partial_with_rows(rows, local.task.metrics[number][1])),)
+    mark = START + watermark * 1_000_000
+    return pack_all([Message(0, 0, poll, mark, None, poll, None, final, seed=seed, parts=parts)])
 
 
 def fired(local: Local, value: bytes) -> list[object]:
@@ -64,7 +67,8 @@ def test_late_rows_say_where_they_are_from(tmp_path: Path, key: Path) -> None:
 
 
 def test_windows_that_a_job_before_has_closed_stay_closed(tmp_path: Path, key: Path) -> None:
-    closed = {"events_per_minute": [START + MINUTE], "revenue_per_minute": [None]}
+    closed: dict[str, list[int | None]] = {name: [None] for name in METRICS}
+    closed["events_per_minute"] = [START + MINUTE]
     local = local_of(tmp_path, key, seed=Seed(0, 0, closed))
     assert fired(local, message(local, 0, 0, 1, 61, seed=True)) == []
     (late,) = fired(local, message(local, 1, 0, 2))
