@@ -66,8 +66,8 @@ class AggregateWindows(beam.PTransform):
     later than the allowed lateness. A batch's own timestamp must not lie after its rows' event times, which holds for all
     transforms of this package.
 
-    Input: batches with ``event_time`` (UTC, microseconds) and the named columns; masked, as they may be shuffled. Output:
-    accepted, batches sorted by group, of one window each: ``window_start``, ``window_end`` (UTC, end exclusive), the ``by``
+    Input: batches with ``event_time`` (UTC, microseconds) and the named columns; masked, as they may be shuffled.
+    Output: accepted, batches sorted by group, of one window each: ``window_start``, ``window_end`` (UTC, end exclusive), the ``by``
     columns (null is a group of its own), the measures (see :class:`Windows <headrace.transforms.window_definitions.Windows>`),
     ``rank`` with ``top``; then how the runner fired it: ``pane_index`` (int32, 0, 1, 2, … within window and shard), ``timing``
     (early, on_time or late; unknown where the runner does not say), ``is_final`` (true if the runner knows that no other will
@@ -75,11 +75,14 @@ class AggregateWindows(beam.PTransform):
     ``windows``, reason ``no_time``.
 
     Args:
-        size: length of a window. by: columns to group by. measures: result column → measure; by default ``events``,
-            ``unique_users`` and ``revenue``, for which ``Enrich`` must come before. where: aggregate only rows that fulfil these
-            conditions. every: time between the starts of two windows, shorter than ``size`` if they slide; None: they tumble.
-            top: keep only the largest groups of each window. shards: over how many keys the groups of a window are spread; each
-            gives a result batch of its own.
+        size: length of a window.
+        by: columns to group by.
+        measures: result column → measure; by default ``events``, ``unique_users`` and ``revenue``, for which ``Enrich`` must come
+            before.
+        where: aggregate only rows that fulfil these conditions.
+        every: time between the starts of two windows, shorter than ``size`` if they slide; None: they tumble.
+        top: keep only the largest groups of each window.
+        shards: over how many keys the groups of a window are spread; each gives a result batch of its own.
 
     Raises:
         ConfigError: an argument as described in its message; the input is in sliding windows; a batch lacks a column.

@@ -11,7 +11,7 @@ from headrace.transforms.shard_state import ShardState
 from headrace.transforms.window_definitions import Windows
 from headrace.transforms.window_partials import merge
 from headrace.transforms.window_rows import by_pane, joined
-from headrace.transforms.window_state import MOST_TABLES, SLOTS, WindowState, tables_of
+from headrace.transforms.window_state import KEYS, MOST_TABLES, SLOTS, WindowState, starts_in, tables_of
 
 REWRITE_PIECES = 64
 """A slot with fewer appended pieces is not rewritten."""
@@ -64,6 +64,31 @@ class PaneStore:
             self._merged(key, self._loaded(slot, held, state))
             for key, slot in zip(keys.tolist(), self._slots(keys).tolist(), strict=True)
         ]
+
+    def publish(self, rows: dict[int, pa.RecordBatch], held: WindowState, state: ShardState) -> None:
+        """Keeps what was last published of windows, in place of what was kept of them before.
+
+        Args:
+            rows: by the key of the window; ``pane`` is its start.
+        """
+        keys = np.array([key + MOST_TABLES for key in rows])
+        held.panes = np.union1d(held.panes, keys)
+        for slot, key, part in zip(self._slots(keys).tolist(), keys.tolist(), rows.values(), strict=True):
+            self._append(slot, [(key % KEYS, [(key, part)])], held, state)
+
+    def published(self, windows: I64, held: WindowState, state: ShardState) -> list[pa.RecordBatch]:
+        """Returns what was last published of those of these windows that were published before."""
+        keys = windows + MOST_TABLES
+        return self.take(keys[np.isin(keys, held.panes)], held, state)
+
+    def empty(self, keys: I64, held: WindowState, state: ShardState) -> None:
+        """Drops the rows of panes that may get others."""
+        held.panes = np.setdiff1d(held.panes, keys)
+        for slot in np.unique(self._slots(keys)).tolist():
+            pieces = self._loaded(slot, held, state)
+            for key in keys.tolist():
+                pieces.pop(key, None)
+            self._rewrite(slot, held, state)
 
     def _append(
         self,
@@ -118,10 +143,12 @@ class PaneStore:
         state.clear_slot(slot)
         base = 0
         for key in pieces:
-            packed = pack_parts([(key % MOST_TABLES, self._merged(key, pieces))])
+            packed = pack_parts([(key % KEYS, self._merged(key, pieces))])
             state.add_to_slot(slot, packed)
             base += len(packed)
         held.sizes[slot] = (0, 0, base)
+        if not base:
+            del held.slots[slot]
 
     def _loaded(self, slot: int, held: WindowState, state: ShardState) -> Pieces:
         """Returns a slot's partials of open panes, from memory or from the state; those of closed panes are left out."""
@@ -138,7 +165,8 @@ class PaneStore:
         return pieces
 
     def _merged(self, key: int, pieces: Pieces) -> pa.RecordBatch:
-        merged = merge(pieces[key], self._tables[key % MOST_TABLES])
+        number = key % KEYS
+        merged = pieces[key][-1] if number >= MOST_TABLES else merge(pieces[key], self._tables[number])
         pieces[key] = [merged]
         return merged
 
@@ -155,7 +183,7 @@ class PaneStore:
     def _closing(self, panes: I64) -> I64:
         """Returns the end of the last window of each pane."""
         every = self._everies[tables_of(panes)]
-        return panes // every * every + self._sizes[tables_of(panes)]
+        return starts_in(panes) // every * every + self._sizes[tables_of(panes)]
 
     def _slots(self, panes: I64) -> I64:
         return self._closing(panes) // self._slot_us % SLOTS

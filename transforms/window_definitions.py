@@ -129,10 +129,12 @@ class Windows:
     ["page_view"]}``.
 
     Args:
-        size: length of the windows. by: columns to group by. measures: result column → measure. where: aggregate only rows that
-            fulfil this; each measure may have a further one. every: a window begins at each multiple of it since
-            1970-01-01T00:00Z; None: of ``size``, so that they tumble. Shorter than the
-            size: they slide.
+        size: length of the windows.
+        by: columns to group by.
+        measures: result column → measure.
+        where: aggregate only rows that fulfil this; each measure may have a further one.
+        every: a window begins at each multiple of it since 1970-01-01T00:00Z; None: of ``size``, so that they tumble. Shorter than
+            the size: they slide.
         top: keep only the largest groups.
 
     Raises:

@@ -4,7 +4,7 @@ Pure functions. A *partial with rows* is a partial of :mod:`window_partials <hea
 more column, ``rows`` (int64): how many input rows each (pane, group) has, so that windows + late = all can be checked.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 
 from headrace.schemas.columns import CODE, TIME
 from headrace.schemas.errors import ConfigError
-from headrace.transforms.grouping import Rows
+from headrace.transforms.batches import plain
+from headrace.transforms.grouping import Groups, Rows, codes_of
 from headrace.transforms.hashing import hash_columns, int64_values
 from headrace.transforms.stream_message import Message
 from headrace.transforms.window_definitions import PANE, Count, Windows
-from headrace.transforms.window_partials import finish, partial
+from headrace.transforms.window_partials import partial
 
 ROWS = "rows"
 EARLY, ON_TIME, LATE, FINAL = range(4)
@@ -91,14 +92,6 @@ def by_pane(part: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
             yield int(panes[start]), part.slice(start, end - start)
 
 
-def sorted_by_pane(part: pa.RecordBatch) -> pa.RecordBatch:
-    """Returns the partial sorted by pane, as it is if it is already."""
-    panes = part.column(PANE).to_numpy()
-    if (panes[1:] >= panes[:-1]).all():
-        return part
-    return part.take(pa.array(np.argsort(panes, kind="stable")))
-
-
 def joined(parts: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     """Joins partials of disjoint panes, in order."""
     if len(parts) == 1:
@@ -109,9 +102,8 @@ def joined(parts: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     )
 
 
-def result_rows(
-    panes: pa.RecordBatch,
-    windows: Windows,
+def fired_rows(
+    table: pa.Table,
     *,
     starts: I64,
     indexes: npt.NDArray[np.int32],
@@ -119,14 +111,13 @@ def result_rows(
     fired_at: int,
     window_shard: int,
 ) -> pa.Table:
-    """Returns the rows of one firing: what ``finish`` gives, and how it was fired.
+    """Adds to result rows how they were fired.
 
     Args:
-        panes: merged, of the fired windows.
-        starts: of these windows, sorted; ``indexes`` and ``timings`` (codes of ``TIMINGS``) belong to them.
+        table: what ``finish`` gives.
+        starts: of the fired windows, sorted; ``indexes`` and ``timings`` (codes of ``TIMINGS``) belong to them.
         fired_at: µs since 1970.
     """
-    table = finish(panes, windows, starts)
     fired = pa.concat_arrays(table.column("window_start").chunks).cast(pa.int64()).to_numpy()
     window = np.searchsorted(starts, fired)
     timing = timings[window]
@@ -140,6 +131,43 @@ def result_rows(
     for name, values in columns.items():
         table = table.append_column(pa.field(name, CODE if name == "timing" else values.type), values)
     return table
+
+
+def by_window(table: pa.Table) -> dict[int, pa.RecordBatch]:
+    """Returns result rows by their window's start, µs, with the start as ``pane`` before them; the table is sorted by window."""
+    (batch,) = table.unify_dictionaries().combine_chunks().to_batches()
+    starts = batch.column("window_start").cast(pa.int64())
+    whole = pa.RecordBatch.from_arrays([starts, *batch.columns], names=[PANE, *batch.schema.names])
+    return dict(by_pane(whole))
+
+
+def corrections(
+    before: Sequence[pa.RecordBatch], table: pa.Table, windows: Windows, final: Collection[int]
+) -> pa.Table:
+    """Returns what takes old rows back and publishes new ones: ``table``'s columns and ``retraction``, old rows (true) first.
+
+    Args:
+        before: rows published last of some of the windows, as ``by_window`` gives them.
+        table: the windows' rows now.
+        final: starts of windows of which rows that are as they were are taken back and published, too.
+    """
+    old = pa.concat_tables([pa.Table.from_batches([b]).drop([PANE]) for b in before] or [table.slice(0, 0)])
+    both = pa.concat_tables([old.cast(table.schema), table]).unify_dictionaries().combine_chunks()
+    plain_columns = [
+        plain(pa.concat_arrays(column.chunks)) if column.num_chunks else None for column in both.columns
+    ]
+    codes = [codes_of(_comparable(array)) for array in plain_columns if array is not None]
+    same = Groups(codes, both.num_rows)
+    unchanged = same.count()[same.of] == 2
+    starts = int64_values(pa.concat_arrays(both.column("window_start").chunks or [pa.array([], TIME)]))
+    kept = ~unchanged | np.isin(starts, list(final))
+    is_old = np.arange(both.num_rows) < old.num_rows
+    return both.append_column("retraction", pa.array(is_old)).filter(pa.array(kept))
+
+
+def _comparable(array: pa.Array) -> pa.Array:
+    """Returns values as a type that can be dictionary-encoded."""
+    return array.cast(pa.int64()) if pa.types.is_timestamp(array.type) else array
 
 
 def late_rows(late: Sequence[tuple[Message, pa.RecordBatch]], windows: Windows) -> pa.Table:

@@ -12,6 +12,7 @@ version that the cell names: the cell decoded, and merged partials of the slots 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,24 +20,28 @@ import pyarrow as pa
 from xxhash import xxh3_64_digest
 
 from headrace.schemas.errors import ConfigError
+from headrace.transforms.batches import replace
 from headrace.transforms.pane_store import PaneStore
 from headrace.transforms.shard_state import ShardState
 from headrace.transforms.stream_clock import END, StreamClock
 from headrace.transforms.stream_message import Message
 from headrace.transforms.window_definitions import PANE, Windows
-from headrace.transforms.window_partials import starts_of
+from headrace.transforms.window_partials import finish, finish_windows, starts_of
 from headrace.transforms.window_rows import (
     EARLY,
     FINAL,
     LATE,
     ON_TIME,
     ROWS,
+    by_window,
+    corrections,
     counted,
+    fired_rows,
     joined,
     late_rows,
-    result_rows,
 )
 from headrace.transforms.window_state import (
+    KEYS,
     MOST_TABLES,
     NEVER,
     WINDOWS,
@@ -49,6 +54,8 @@ from headrace.transforms.window_state import (
 MAX_LATENESS_US = 366 * 86_400 * 1_000_000
 
 I64 = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Accumulation = Literal["accumulating", "discarding", "retracting"]
 Late = dict[int, list[tuple[Message, pa.RecordBatch]]]
 
 
@@ -96,16 +103,21 @@ class WindowShard:
     the slots used least recently are kept in state only.
 
     Args:
-        tables: name → what to aggregate; messages carry ``partial_with_rows`` of each, split by ``split_partial``, under its
-            number in
-            the order of this mapping.
+        tables: name → what to aggregate; messages carry ``partial_with_rows`` of each, split by ``split_partial``, under its number
+            in the order of this mapping.
         readers, shards: how many senders there are; every (reader, shard) sends every poll of the reader once.
         allowed_lateness_us: how far behind the watermark a window's end may be for the window to take rows. If it is raised for a
             saved state, windows that are final stay so.
-        early_seconds: 0 turns early firings off. late_seconds: 0: late firings come with the message that changes the window.
-            window_shard: number of this window shard, for the result's column. closed_until_us: {table: event time}; without
-            state, windows that end there or before are final already, by a job before this one. cache_bytes: merged partials kept
-            in memory.
+        early_seconds: 0 turns early firings off.
+        late_seconds: 0: late firings come with the message that changes the window.
+        accumulation: what a firing has. ``accumulating``: all of the window's rows. ``discarding``: what came since its last
+            firing, nothing if nothing did; counts and sums of a window's firings add up to the window, other measures do not.
+            ``retracting``: of each group that changed the row published last, with ``retraction`` true, then the new one; at
+            ``final`` of all groups.
+        window_shard: number of this window shard, for the result's column.
+        closed_until_us: {table: event time}; without state, windows that end there or before are final already, by a job before
+            this one.
+        cache_bytes: merged partials kept in memory.
 
     Raises:
         ConfigError: an argument out of range; a name that streams reserve; a state saved for another definition.
@@ -120,6 +132,7 @@ class WindowShard:
         early_seconds: float = 30.0,
         late_seconds: float = 10.0,
         *,
+        accumulation: Accumulation = "accumulating",
         window_shard: int = 0,
         closed_until_us: Mapping[str, int | None] | None = None,
         cache_bytes: int = 256 << 20,
@@ -139,6 +152,11 @@ class WindowShard:
                 raise ConfigError(f"{name}={seconds!r}: must be a number of seconds, zero or more")
         if len(tables) > MOST_TABLES:
             raise ConfigError(f"{len(tables)} window tables: at most {MOST_TABLES}")
+        if accumulation not in get_args(Accumulation):
+            raise ConfigError(
+                f"accumulation={accumulation!r}: must be one of {', '.join(get_args(Accumulation))}"
+            )
+        self._accumulation = accumulation
         self._names = list(tables)
         self._windows = list(tables.values())
         self._counted = [counted(windows) for windows in self._windows]
@@ -149,7 +167,7 @@ class WindowShard:
         self._late_us = round(late_seconds * 1_000_000)
         self._window_shard = window_shard
         self._store = PaneStore(self._counted, cache_bytes)
-        self._definition = xxh3_64_digest(repr((list(tables.items()), window_shard)).encode())
+        self._definition = xxh3_64_digest(repr((list(tables.items()), accumulation, window_shard)).encode())
         closed = closed_until_us or {}
         self._closed = [NEVER if closed.get(name) is None else int(closed[name] or 0) for name in tables]
         self._cached: WindowState | None = None
@@ -188,9 +206,8 @@ class WindowShard:
         if arrived.parts:
             self._add(arrived, before, held, state)
         rows = self._fire(held, state) if self._may_fire(held) else {}
-        if arrived.parts or rows:
+        if not held.tail:
             self._store.rewrite_grown(held, state)
-            held.tail = b""
             self._store.forget(held)
         self._put(held, state)
         return Firing(
@@ -240,11 +257,15 @@ class WindowShard:
             row, starts = row[~is_late], starts[~is_late]
             if not len(row):
                 return
+        kept = int(part.column(ROWS).to_numpy()[row].sum())
+        if (
+            self._accumulation == "discarding"
+        ):  # Then a window is a pane of its own, as each forgets at its own time.
+            order = np.argsort(starts, kind="stable")
+            part = replace(part.take(pa.array(row[order])), {PANE: pa.array(starts[order])})
+        elif is_late.any():
             part = part.take(pa.array(np.unique(row)))
-            counts = np.bincount(np.unique(row, return_inverse=True)[1])
-        else:
-            counts = np.bincount(row)
-        arrived.add(number, part, np.unique(starts), int((part.column(ROWS).to_numpy() * counts).sum()))
+        arrived.add(number, part, np.unique(starts), kept)
 
     def _add(self, arrived: "_Arrived", before: int | None, held: WindowState, state: ShardState) -> None:
         """Adds partial rows to panes and slots, and notes the windows that change."""
@@ -257,6 +278,7 @@ class WindowShard:
         held.windows.sort(order="key")
         held.windows["changed"] |= np.isin(held.windows["key"], changed)
         self._store.add(arrived.parts, held, state)
+        held.tail = b""
         self._note_due(held)
 
     def _may_fire(self, held: WindowState) -> bool:
@@ -293,15 +315,16 @@ class WindowShard:
         rows = {}
         for number in np.unique(tables_of(keys[at])).tolist():
             mine = at[tables_of(keys[at]) == number]
-            rows[self._names[number]] = result_rows(
-                self._panes_of(number, keys[mine] - number, held, state),
-                self._windows[number],
-                starts=keys[mine] - number,
-                indexes=windows["index"][mine],
-                timings=timing[mine],
-                fired_at=held.now,
-                window_shard=self._window_shard,
-            )
+            found = self._result(number, keys[mine], timing[mine] == FINAL, held, state)
+            if found.num_rows:
+                rows[self._names[number]] = fired_rows(
+                    found,
+                    starts=keys[mine] - number,
+                    indexes=windows["index"][mine],
+                    timings=timing[mine],
+                    fired_at=held.now,
+                    window_shard=self._window_shard,
+                )
         if (timing == EARLY).any():
             held.early_at = held.now
         if (timing == LATE).any():
@@ -310,17 +333,37 @@ class WindowShard:
         windows["changed"][at] = False
         windows["passed"][at] |= ended[at]
         held.windows = windows[~final]
+        held.tail = b""
         if final.any():
             self._store.drop(held, state)
         self._note_due(held)
         return rows
 
-    def _panes_of(self, number: int, starts: I64, held: WindowState, state: ShardState) -> pa.RecordBatch:
-        """Returns the merged panes of some windows of a table."""
-        keys = held.panes[tables_of(held.panes) == number]
-        row, of = starts_of(keys - number, self._windows[number])
-        keys = keys[np.unique(row[np.isin(of, starts)])]
-        return joined(self._store.take(keys, held, state))
+    def _result(
+        self, number: int, fired: I64, final: Flags, held: WindowState, state: ShardState
+    ) -> pa.Table:
+        """Returns what is published of some windows of a table.
+
+        Args:
+            fired: keys of the windows.
+            final: which of them fire for the last time.
+        """
+        windows = self._windows[number]
+        if self._accumulation == "discarding":
+            keys = fired[np.isin(fired, held.panes)]
+            found = self._store.take(keys, held, state)
+            self._store.empty(keys, held, state)
+            return finish_windows(joined(found), windows) if found else pa.table({})
+        keys = held.panes[held.panes % KEYS == number]
+        row, of = starts_of(keys - number, windows)
+        keys = keys[np.unique(row[np.isin(of, fired - number)])]
+        table = finish(joined(self._store.take(keys, held, state)), windows, fired - number)
+        if self._accumulation == "accumulating":
+            return table
+        before = self._store.published(fired, held, state)
+        parts = by_window(table)
+        self._store.publish({key: parts[key - number] for key in fired.tolist()}, held, state)
+        return corrections(before, table, windows, set((fired[final] - number).tolist()))
 
     def _note_due(self, held: WindowState) -> None:
         ends = self._ends(held.windows["key"])

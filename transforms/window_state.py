@@ -17,8 +17,10 @@ from headrace.transforms.stream_clock import END, StreamClock
 SLOTS = 32
 NEVER = -(1 << 63)
 
-MOST_TABLES = 1000
-"""A *key* is the start of a window or pane, µs, plus the number of its table: windows begin at whole milliseconds."""
+MOST_TABLES = 500
+KEYS = 1000
+"""A *key* is the start of a window or pane, µs, plus the number of its table: windows begin at whole milliseconds. The last rows
+published of a window have the key of the window plus ``MOST_TABLES``."""
 WINDOWS = np.dtype([("key", "<i8"), ("index", "<i4"), ("changed", "?"), ("passed", "?")])
 """A window that has rows and is not final: next pane index, changed since it last fired, its end passed by the watermark."""
 SIZES = np.dtype([("pieces", "<u4"), ("added", "<u8"), ("base", "<u8")])
@@ -105,12 +107,12 @@ class WindowState:
 
 def tables_of(keys: I64) -> I64:
     """Returns the numbers of the tables."""
-    return keys % MOST_TABLES
+    return keys % KEYS % MOST_TABLES
 
 
 def starts_in(keys: I64) -> I64:
     """Returns the starts, µs."""
-    return keys - keys % MOST_TABLES
+    return keys - keys % KEYS
 
 
 def version_of(cell: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -478,14 +478,19 @@ def by_group(table: pa.Table, windows: Windows) -> list[dict]:
     return sorted(table.to_pylist(), key=lambda r: [(r[n] is None, r[n]) for n in names])
 
 
-def check(out: Outputs, windows: Windows, rows: int) -> None:
-    """The final firings, and the latest rows, are the batch's result over the rows in time; indexes have no gaps."""
-    assert sum(map(len, out.in_time.values())) + out.late == rows
+def result_of(out: Outputs, windows: Windows) -> pa.Table:
+    """The batch's result over the rows that were in time."""
     parts = [partial(batch_of([]), windows)]
     for start, found in out.in_time.items():
         part = partial(batch_of(found), windows)
         parts.append(part.set_column(0, PANE, pa.array([start] * part.num_rows)))
-    expected = finish_windows(merge(parts, windows), windows)
+    return finish_windows(merge(parts, windows), windows)
+
+
+def check(out: Outputs, windows: Windows, rows: int) -> None:
+    """The final firings, and the latest rows, are the batch's result over the rows in time; indexes have no gaps."""
+    assert sum(map(len, out.in_time.values())) + out.late == rows
+    expected = result_of(out, windows)
     if not out.tables:
         assert expected.num_rows == 0
         return
@@ -562,6 +567,93 @@ def test_windows_that_a_job_before_has_published_as_final_are_closed_in_their_ta
     assert starts(firing.late["a"]) == [0]
     assert firing.kept == {"a": 1, "b": 2}
     assert {name: starts(table) for name, table in firing.rows.items()} == {"a": [60], "b": [0, 60]}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    runs(),
+    st.sampled_from([ALL, EVENTS, SLIDING, TOP]),
+    st.sampled_from([0, 400]),
+    st.integers(0, 40),
+    st.sampled_from([(32, 64), (3, 1), (1, 3)]),
+    st.integers(0, 2**32),
+)
+def test_corrections_leave_the_final_rows_whatever_is_rolled_back(run, windows, lateness, early, sizes, seed):
+    readers, shards, polls = run
+    chance = random.Random(seed)
+    sent = sent_by(readers, shards, polls, windows)
+    chance.shuffle(sent)
+
+    def make() -> Single:
+        more = {"cache_bytes": chance.choice([0, 1 << 30]), "accumulation": "retracting"}
+        return Single(windows, readers, shards, lateness * SECOND, early, early / 2, **more)
+
+    slots, pieces = sizes
+    with patch.object(pane_store, "SLOTS", slots), patch.object(pane_store, "REWRITE_PIECES", pieces):
+        out = play(sent, make, windows, lateness, chance)
+    expected = result_of(out, windows)
+    published: Counter[tuple] = Counter()
+    final: Counter[tuple] = Counter()
+    for row in (row for table in out.tables for row in table.to_pylist()):
+        values = tuple(v for n, v in row.items() if n not in (*FIRED, "retraction"))
+        published[values] += -1 if row["retraction"] else 1
+        assert set(published.values()) <= {0, 1}
+        if row["is_final"] and not row["retraction"]:
+            final[values] += 1
+    assert +published == final == Counter(tuple(row.values()) for row in expected.to_pylist())
+
+
+def test_a_correction_takes_back_the_row_published_last():
+    kernel, state = shard_of(accumulation="retracting"), MemoryState()
+    kernel.receive(message(0, 59, [event(1), event(2, kind="x")]), state)
+
+    def told(firing):
+        return [
+            (kind, n, r["retraction"])
+            for (_, kind, n, *_), r in zip(fired(firing), firing.rows.to_pylist(), strict=True)
+        ]
+
+    assert told(kernel.receive(message(1, 60), state)) == [("click", 1, False), ("x", 1, False)]
+    again = kernel.receive(message(2, 61, [event(3)], read_at=1), state)
+    assert told(again) == [("click", 1, True), ("click", 2, False)]
+    final = kernel.receive(message(3, 70, read_at=2), state)
+    assert told(final) == [("click", 2, True), ("x", 1, True), ("click", 2, False), ("x", 1, False)]
+    assert state.slots == {}
+
+
+@pytest.mark.parametrize("windows", [EVENTS, SLIDING])
+def test_discarding_firings_add_up_to_the_window(windows):
+    chance, state, kernel = random.Random(3), MemoryState(), None
+    rows, tables = [], []
+    for poll in range(80):
+        if poll % 9 == 0:
+            kernel = shard_of(
+                windows,
+                lateness=30,
+                early=5,
+                accumulation="discarding",
+                cache_bytes=chance.choice([0, 1 << 30]),
+            )
+        mine = (
+            [event(poll - chance.expovariate(0.2), f"u{chance.randrange(5)}") for _ in range(3)]
+            if poll % 4
+            else []
+        )
+        rows += mine
+        firing = kernel.receive(
+            message(poll, poll - 10, mine, windows, read_at=poll, final=poll == 79), state
+        )
+        assert firing.late is None
+        tables += [firing.rows] if firing.rows is not None else []
+    assert state.slots == {}
+    count = "events" if windows is EVENTS else "n"
+    table = pa.concat_tables(tables)
+    sums = table.group_by(["window_start", "event_type"]).aggregate([(count, "sum")])
+    expected = finish(partial(batch_of(rows), windows), windows)
+    assert dict(zip(sums["window_start"].to_pylist(), sums[f"{count}_sum"].to_pylist(), strict=True)) == dict(
+        zip(expected["window_start"].to_pylist(), expected[count].to_pylist(), strict=True)
+    )
+    assert table.num_rows > expected.num_rows
 
 
 def trial(make: Callable[[], Single], seed: int, lateness: int = 5) -> None:
@@ -721,6 +813,10 @@ def test_state_of_another_definition_or_other_numbers_is_refused():
         ({"allowed_lateness_us": 1.5}, "allowed_lateness_us=1.5: must be"),
         ({"early_seconds": -1}, "early_seconds=-1: must be a number of seconds, zero or more"),
         ({"late_seconds": float("nan")}, "late_seconds=nan: must be"),
+        (
+            {"accumulation": "adding"},
+            "accumulation='adding': must be one of accumulating, discarding, retracting",
+        ),
         ({"readers": 0}, "readers=0: must be a whole number from 1"),
         ({"windows": Windows(by=("poll",))}, r"windows with \['poll'\]: streams add columns of these names"),
         ({"windows": Windows(measures={"rows": Count()})}, r"windows with \['rows'\]"),

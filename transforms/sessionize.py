@@ -1,0 +1,290 @@
+"""Sessions of visitors: the events of one key without a long pause."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any, Literal
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.coders import Coder
+from apache_beam.metrics import Metrics
+from apache_beam.pvalue import PCollection, TaggedOutput
+from apache_beam.transforms.trigger import DefaultTrigger
+from apache_beam.transforms.window import GlobalWindows, TimestampCombiner, TimestampedValue, WindowFn
+from apache_beam.utils.timestamp import Timestamp
+
+from headrace.schemas.columns import RAW
+from headrace.schemas.errors import ConfigError
+from headrace.transforms.base import Outcome, Results
+from headrace.transforms.batches import column
+from headrace.transforms.coders import RecordBatchCoder, register_coders
+from headrace.transforms.conditions import matches
+from headrace.transforms.hashing import hash_columns, present
+from headrace.transforms.rejects import no_rejects, rejected
+from headrace.transforms.session_definitions import Sessions
+from headrace.transforms.session_partials import finish, has_key, merge, partial, require
+
+STAGE = "sessions"
+NO_TIME, NO_KEY = "no_time", "no_key"
+BATCH_ROWS = 16_384
+
+_NOTHING = pa.RecordBatch.from_arrays([], names=[])
+"""Of a pane without rows, as a runner may fire when a window closes; gives no session."""
+
+
+def split_keyless(batch: pa.RecordBatch, sessions: Sessions) -> Outcome:
+    """Leaves out the rows that ``where`` does not take, and rejects those of the others that belong to no session.
+
+    Raises:
+        ConfigError: the batch lacks a column, or a column has no values that a condition names.
+    """
+    require(batch, sessions)
+    wanted = matches(batch, sessions.where)
+    timed, keyed = present(column(batch, "event_time")), has_key(batch, sessions)
+    lost = wanted & ~(timed & keyed)
+    if not lost.any():
+        return Outcome(batch if wanted.all() else batch.filter(pa.array(wanted)), no_rejects())
+    timeless = pa.array(~timed[lost])
+    keys = ", ".join(sessions.by)
+    rejects = rejected(
+        batch.filter(pa.array(lost)),
+        STAGE,
+        pc.if_else(timeless, NO_TIME, NO_KEY),
+        message=pc.if_else(
+            timeless,
+            "event_time is null, so the event belongs to no session",
+            f"null in all key columns ({keys}), so the event belongs to no session",
+        ),
+        masked=batch.schema.get_field_index(RAW) < 0,
+    )
+    return Outcome(batch.filter(pa.array(wanted & timed & keyed)), rejects)
+
+
+class Sessionize(beam.PTransform):
+    """Makes one row of each session: of the events of one key of which no two consecutive ones are more than ``gap`` apart.
+
+    Exact, by ``event_time``, and independent of the order of rows and of how they are cut into batches: events are pre-aggregated
+    in each batch, and only these partial tables are shuffled, by the hash of the key. A replay gives the same sessions. Stateless
+    but for the aggregation itself.
+
+    Sessions are cut at the input's windows: batches in one window are taken together, and a session that goes on in a batch of the
+    next window is a second one there. So bounded input is best left in the global window. Unbounded input in the global window
+    needs a trigger, as with the default one nothing would ever come out. Trigger, accumulation mode and allowed lateness of the
+    input hold for the sessions: with ACCUMULATING each firing gives all sessions of the window so far, with DISCARDING those of the
+    new rows alone.
+
+    Input: batches with the columns of :data:`headrace.transforms.session_definitions.READ`, so after ``Enrich``, the key columns
+    and those of ``where``; masked, as they may be shuffled.
+    Output: accepted, batches of up to 16,384 sessions, in each of which they are sorted by key, then start; their columns are those
+    of :func:`headrace.transforms.session_partials.finish`. A batch's timestamp is the earliest end of its sessions, but not before
+    the input's earliest, and within its window. Rejected, ``QUARANTINE_SCHEMA``, stage ``sessions``: rows with a null
+    ``event_time``, reason ``no_time``, and rows in which all key columns are null, reason ``no_key``. Rows that ``where`` does not
+    take are in neither, and counted as ``left_out``.
+
+    Args:
+        gap: the longest pause within a session.
+        by: key columns, whose values name the visitor; null is a value of its own in a row where another is not null.
+        where: which events count: column → value, or list of values, as for
+            :func:`headrace.transforms.conditions.conditions`; all if empty.
+        shards: over how many keys the sessions are spread; the sessions of each have to fit in a worker's memory.
+
+    Raises:
+        ConfigError: an argument as described in its message; the input is unbounded, in the global window and has the default
+            trigger, or is in sliding or merging windows; a batch lacks a column, or has one of a type that it can't have.
+        OverflowError: the revenue of a session in one currency has more than 38 digits.
+    """
+
+    def __init__(
+        self,
+        gap: timedelta = timedelta(minutes=30),
+        *,
+        by: Iterable[str] = ("user_id",),
+        where: Mapping[str, object] | None = None,
+        shards: int = 16,
+    ) -> None:
+        super().__init__()
+        groups = by if isinstance(by, str) else tuple(by)
+        self._sessions = Sessions(gap, groups, () if where is None else where)  # type: ignore[arg-type]
+        if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= 1024:
+            raise ConfigError(f"Sessionize(shards={shards!r}): must be a whole number from 1 to 1024")
+        self._shards = shards
+
+    @beam.typehints.no_annotations
+    def expand(self, batches: PCollection) -> Results:
+        windowing = batches.windowing
+        _check_windows(windowing.windowfn)
+        if (
+            not batches.is_bounded
+            and isinstance(windowing.windowfn, GlobalWindows)
+            and isinstance(windowing.triggerfn, DefaultTrigger)
+        ):
+            raise ConfigError(
+                "Sessionize on unbounded input in the global window with the default trigger would never give a session; "
+                "put the input in windows that are longer than sessions, e.g. beam.WindowInto(FixedWindows(86_400)), "
+                "or set a trigger"
+            )
+        register_coders()
+        parts = batches | "Partials" >> beam.ParDo(
+            _PartialFn(self._sessions, self._shards)
+        ).with_output_types(tuple[int, pa.RecordBatch], rejected=pa.RecordBatch).with_outputs(
+            "rejected", main="partials"
+        )
+        results = (
+            parts.partials
+            | "EarliestTime"
+            >> beam.WindowInto(
+                windowing.windowfn,
+                trigger=windowing.triggerfn,
+                accumulation_mode=windowing.accumulation_mode,
+                timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
+                allowed_lateness=windowing.allowed_lateness,
+            )
+            | "Merge" >> beam.CombinePerKey(_MergeFn(self._sessions))
+            | "Finish" >> beam.ParDo(_FinishFn(self._sessions)).with_output_types(pa.RecordBatch)
+        )
+        return Results(results, parts.rejected)
+
+
+def _check_windows(windowfn: WindowFn) -> None:
+    """Refuses windows of which a row is in several, and such as depend on which batches come together."""
+    name = type(windowfn).__name__
+    if isinstance(windowfn, beam.transforms.window.SlidingWindows):
+        raise ConfigError(
+            f"Sessionize on a PCollection in {name} would count each row several times; apply it before that WindowInto"
+        )
+    if windowfn.is_merging():
+        raise ConfigError(
+            f"Sessionize on a PCollection in {name}: these windows merge by the times of whole batches, which would cut "
+            "sessions at random; apply it before that WindowInto"
+        )
+
+
+class _PartialFn(beam.DoFn):
+    """Finds the runs of each batch, and emits one partial a shard."""
+
+    def __init__(self, sessions: Sessions, shards: int) -> None:
+        self._sessions = sessions
+        self._shards = shards
+
+    def process(
+        self, batch: pa.RecordBatch
+    ) -> Iterator[tuple[int, pa.RecordBatch] | TaggedOutput[Literal["rejected"], pa.RecordBatch]]:
+        kept, lost = split_keyless(batch, self._sessions)
+        for name, rows in (
+            ("accepted", kept.num_rows),
+            ("rejected", lost.num_rows),
+            ("left_out", batch.num_rows - kept.num_rows - lost.num_rows),
+        ):
+            Metrics.counter(f"headrace.{STAGE}", name).inc(rows)
+        if lost.num_rows:
+            yield TaggedOutput("rejected", lost)
+        if kept.num_rows:
+            yield from self._sharded(partial(kept, self._sessions))
+
+    def _sharded(self, part: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        by = [(i, part.column(n), part.column(n).type) for i, n in enumerate(self._sessions.by)]
+        shard = (hash_columns(by, part.num_rows) % np.uint64(self._shards)).astype(np.int64)
+        part = part.take(pa.array(np.argsort(shard, kind="stable")))
+        ends = np.cumsum(np.bincount(shard, minlength=self._shards)).tolist()
+        for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            if end > start:
+                yield number, part.slice(start, end - start)
+
+
+class _Partials:
+    """An accumulator: partials not merged yet, and how many bytes they had when they were merged last."""
+
+    def __init__(self, parts: list[pa.RecordBatch]) -> None:
+        self.parts = parts
+        self.merged_bytes = sum(p.nbytes for p in parts)
+
+    def add(self, part: pa.RecordBatch, sessions: Sessions) -> None:
+        """Adds a partial; merges when the size has doubled, so that the work stays linear."""
+        self.parts.append(part)
+        if len(self.parts) > 64 and sum(p.nbytes for p in self.parts) > 2 * self.merged_bytes:
+            self.compact(sessions)
+
+    def compact(self, sessions: Sessions) -> None:
+        """Merges all parts into one."""
+        if len(self.parts) > 1:
+            self.parts = [merge(self.parts, sessions)]
+        self.merged_bytes = sum(p.nbytes for p in self.parts)
+
+
+class SessionPartialsCoder(Coder):
+    """Encodes an accumulator as one merged partial in Arrow IPC; an empty one as no bytes."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._batches = RecordBatchCoder()
+
+    def encode(self, value: _Partials) -> bytes:
+        value.compact(self._sessions)
+        return self._batches.encode(value.parts[0]) if value.parts else b""
+
+    def decode(self, encoded: bytes) -> _Partials:
+        return _Partials([self._batches.decode(encoded)] if encoded else [])
+
+    def is_deterministic(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SessionPartialsCoder) and other._sessions == self._sessions
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+@beam.typehints.with_input_types(pa.RecordBatch)
+@beam.typehints.with_output_types(pa.RecordBatch)
+class _MergeFn(beam.CombineFn):
+    """Merges partials."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def create_accumulator(self) -> _Partials:
+        return _Partials([])
+
+    def add_input(self, mutable_accumulator: _Partials, element: pa.RecordBatch) -> _Partials:
+        mutable_accumulator.add(element, self._sessions)
+        return mutable_accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[_Partials]) -> _Partials:
+        merged = _Partials([])
+        for accumulator in accumulators:
+            for part in accumulator.parts:
+                merged.add(part, self._sessions)
+        return merged
+
+    def compact(self, accumulator: _Partials) -> _Partials:
+        accumulator.compact(self._sessions)
+        return accumulator
+
+    def extract_output(self, accumulator: _Partials) -> pa.RecordBatch:
+        accumulator.compact(self._sessions)
+        return accumulator.parts[0] if accumulator.parts else _NOTHING
+
+    def get_accumulator_coder(self) -> Coder:
+        return SessionPartialsCoder(self._sessions)
+
+
+class _FinishFn(beam.DoFn):
+    """Turns the merged partial of one window and shard into its sessions."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def process(
+        self,
+        keyed: tuple[int, pa.RecordBatch],
+        timestamp: Timestamp = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+    ) -> Iterator[TimestampedValue]:
+        if not keyed[1].num_rows:
+            return
+        for batch in finish(keyed[1], self._sessions).to_batches(max_chunksize=BATCH_ROWS):
+            earliest = Timestamp(micros=pc.min(batch.column("session_end")).cast(pa.int64()).as_py())
+            yield TimestampedValue(batch, min(max(earliest, timestamp), window.max_timestamp()))
