@@ -28,7 +28,6 @@ from headrace.connectors.stage import StageWriter, read_stage
 from headrace.connectors.write_lake import PartitionedWriter
 from headrace.connectors.write_quarantine import QuarantineWriter
 from headrace.pipelines.definition import MASKED_STAGES, Definition
-from headrace.transforms.aggregate_windows import finish, merge, partial
 from headrace.transforms.base import Kernel
 from headrace.transforms.dedupe_records import (
     by_shard,
@@ -40,7 +39,9 @@ from headrace.transforms.dedupe_records import (
     unpack_records,
 )
 from headrace.transforms.filter_events import BUSINESS_RULES
+from headrace.transforms.grouping import Rows
 from headrace.transforms.keys import Key
+from headrace.transforms.window_partials import finish, merge, partial
 
 T = TypeVar("T")
 

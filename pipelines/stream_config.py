@@ -9,6 +9,7 @@ from headrace.pipelines.settings import about
 from headrace.schemas.errors import ConfigError
 
 StreamFormat = Literal["auto", "json", "weblog"]
+Accumulation = Literal["accumulating", "discarding", "retracting"]
 
 MOST_READERS, MOST_SHARDS = 64, 256
 
@@ -111,6 +112,13 @@ class StreamConfig(EventSettings):
             "How often a window that is not over is written with what it has; 0: never.",
             minimum=0,
             identity=False,
+        ),
+    )
+    accumulation: Accumulation = field(
+        default="accumulating",
+        metadata=about(
+            "What each firing of a window has: accumulating, all of it, so that the last one counts; discarding, what came since "
+            "the one before; retracting, the rows that changed, first as they were (column retraction), then as they are."
         ),
     )
     poll_rows: int = field(

@@ -179,6 +179,7 @@ def settings_of(config: StreamConfig) -> dict[str, Any]:
         "idle_us": config.idle_seconds * 1_000_000,
         "allowed_lateness_us": config.allowed_lateness_seconds * 1_000_000,
         "early_seconds": config.early_seconds,
+        "accumulation": config.accumulation,
         "poll_rows": config.poll_rows,
         "poll_seconds": config.poll_seconds,
         "commit_us": round(config.commit_seconds * 1_000_000),

@@ -13,6 +13,7 @@ from headrace.connectors.stream_source import Source
 from headrace.pipelines.definition import Definition
 from headrace.pipelines.streaming.seed import Seed
 from headrace.transforms.window_definitions import Windows
+from headrace.transforms.window_shard import Accumulation
 
 DRAIN, FINISH, HOLD, SEEDED = "drain", "finish", "hold", "seeded"
 _SEED_POLLS = "seed-polls"
@@ -42,6 +43,7 @@ class StreamTask:
     idle_us: int
     allowed_lateness_us: int
     early_seconds: float
+    accumulation: Accumulation
     poll_rows: int
     poll_seconds: float
     commit_us: int

@@ -59,6 +59,7 @@ class WindowFn(StatefulShardFn, slots=SLOTS):
                 task.shards,
                 task.allowed_lateness_us,
                 task.early_seconds,
+                accumulation=task.accumulation,
                 window_shard=key,
                 closed_until_us={name: ends[key] for name, ends in closed.items()},
             )

@@ -56,6 +56,7 @@ def make_task(out: Path, source: LineSource, key: Path, *, readers: int = 1, **c
         "idle_us": 60_000_000,
         "allowed_lateness_us": 300_000_000,
         "early_seconds": 0,
+        "accumulation": "accumulating",
         "poll_rows": 16_384,
         "poll_seconds": 0.0,
         "commit_us": 1_000_000,

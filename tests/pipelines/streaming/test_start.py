@@ -49,6 +49,7 @@ def config_of(tmp_path: Path, key: Path, **changes: Any) -> StreamConfig:
         "key_file": str(key),
         "shards": 2,
         "early_seconds": 0,
+        "accumulation": "accumulating",
         "commit_seconds": 1.0,
         "poll_seconds": 0.01,
         "until": "2026-01-05T13:00:01Z",
