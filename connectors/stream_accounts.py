@@ -18,6 +18,7 @@ from headrace.connectors.stream_entries import (
     LateEntry,
     PollEntry,
     ShardEntry,
+    TakenEntry,
 )
 
 Rejected = dict[str, dict[str, int]]
@@ -87,7 +88,11 @@ class Accounts(msgspec.Struct, array_like=True):
     earlier_watermark: int | None = None
     """Of the job before."""
     ended: list[int] = []
-    """Keys of the window tables' shards that have come to the end of the stream."""
+    """Window shards that have come to the end of the stream."""
+    taken: dict[int, dict[int, int]] = {}
+    """{window shard: {reader: polls of which all that came in windows is told}}."""
+    taken_later: list[TakenEntry] = []
+    """What is told of later polls than those that follow."""
 
     def after(self, entries: Sequence[Entry], step: Step) -> "Accounts":
         """Returns the accounts with the entries of one packed list; adds to ``step`` what they changed. This one is unchanged.
@@ -106,14 +111,17 @@ class Accounts(msgspec.Struct, array_like=True):
             elif isinstance(entry, LateEntry):
                 for counts in (new.late, step.late):
                     counts[entry.name] = counts.get(entry.name, 0) + entry.count
+            elif isinstance(entry, TakenEntry):
+                new.taken_later.append(entry)
             elif isinstance(entry, EndEntry) and entry.key not in new.ended:
                 new.ended.append(entry.key)
             if isinstance(entry, PollEntry | ShardEntry):
                 touched.add((entry.reader, entry.poll))
         for reader, poll in sorted(touched):
             _check(reader, poll, new.readers[reader].open[poll])
-        for reader in sorted({reader for reader, _ in touched}):
-            _advance(new.readers[reader], step)
+        new._take()
+        for number, account in sorted(new.readers.items()):
+            new._advance(number, account, step)
         return new
 
     @property
@@ -224,6 +232,42 @@ class Accounts(msgspec.Struct, array_like=True):
             )
         poll.answers[entry.shard] = (entry.accepted, entry.rejected)
 
+    def _take(self) -> None:
+        """Puts what window shards told in order."""
+        waiting = True
+        while waiting:
+            waiting = False
+            for entry in list(self.taken_later):
+                known = self.taken.setdefault(entry.key, dict.fromkeys(entry.before, 0))
+                if all(polls <= known.get(reader, 0) for reader, polls in entry.before.items()):
+                    self.taken[entry.key] = {
+                        reader: max(polls, known.get(reader, 0)) for reader, polls in entry.after.items()
+                    }
+                    self.taken_later.remove(entry)
+                    waiting = True
+
+    def _in_windows(self, reader: int, entry: PollEntry) -> bool:
+        """True if all window shards have told what came of a poll."""
+        return all(self.taken.get(key, {}).get(reader, 0) > entry.poll for key in range(entry.window_shards))
+
+    def _advance(self, number: int, reader: ReaderAccount, step: Step) -> None:
+        """Takes the polls that are done off those that are open."""
+        while reader.done in reader.open and reader.open[reader.done].complete:
+            entry = reader.open[reader.done].entry
+            if entry is None or not self._in_windows(number, entry):
+                return
+            del reader.open[reader.done]
+            reader.done += 1
+            reader.watermark = entry.watermark
+            reader.position = entry.position
+            reader.final = entry.final
+            reader.read_at = entry.read_at
+            if entry.receipt:
+                step.receipts.append(entry.receipt)
+            for read in entry.reads:
+                range_ = step.reads.setdefault(read.origin, [read.first, read.next])
+                range_[:] = min(range_[0], read.first), max(range_[1], read.next)
+
     def _open(self, number: int, poll: int, who: str) -> tuple[ReaderAccount, OpenPoll]:
         reader = self.readers.setdefault(number, ReaderAccount())
         if poll < reader.done:
@@ -256,22 +300,6 @@ def _check(reader: int, number: int, poll: OpenPoll) -> None:
                 f"reader {reader}, poll {number}: {sent:,} rows were sent to shard {shard}, it accepted {accepted:,} and rejected "
                 f"{rejected:,}"
             )
-
-
-def _advance(reader: ReaderAccount, step: Step) -> None:
-    while reader.done in reader.open and reader.open[reader.done].complete:
-        entry = reader.open.pop(reader.done).entry
-        assert entry is not None
-        reader.done += 1
-        reader.watermark = entry.watermark
-        reader.position = entry.position
-        reader.final = entry.final
-        reader.read_at = entry.read_at
-        if entry.receipt:
-            step.receipts.append(entry.receipt)
-        for read in entry.reads:
-            range_ = step.reads.setdefault(read.origin, [read.first, read.next])
-            range_[:] = min(range_[0], read.first), max(range_[1], read.next)
 
 
 def _total(reasons: Mapping[str, Mapping[str, int]]) -> int:

@@ -4,7 +4,8 @@ Entries travel packed: one element is a list of entries as bytes. Two rules bind
 
 - *Counts travel with their files.* The counts of rows (``ShardEntry``, a poll's ``rejected_by_reader``) and the files that hold
   just these rows are in one packed list. So no poll counts as done whose rows are not in the lake.
-- *Everybody reports, once.* Every poll has one ``PollEntry`` and one ``ShardEntry`` of every shard, rows or not.
+- *Everybody reports, once.* Every poll has one ``PollEntry`` and one ``ShardEntry`` of every shard, rows or not. Window
+  shards report several at once (``TakenEntry``): a poll is not done before what came of it in windows is in the tables, too.
 
 Beyond that, packed lists may arrive in any order.
 """
@@ -53,6 +54,8 @@ class PollEntry(msgspec.Struct, frozen=True, array_like=True, tag="p"):
     """Records still waiting in all partitions of the reader."""
     final: bool = False
     """True for the last poll of a reader that has come to the end it was given."""
+    window_shards: int = 0
+    """How many window shards take it."""
 
 
 class ShardEntry(msgspec.Struct, frozen=True, array_like=True, tag="s"):
@@ -107,13 +110,23 @@ class LateEntry(msgspec.Struct, frozen=True, array_like=True, tag="l"):
         return _from_ipc(self.rows)
 
 
+class TakenEntry(msgspec.Struct, frozen=True, array_like=True, tag="t"):
+    """How far a window shard has come: what came of these polls is in this list, and in lists before it."""
+
+    key: int
+    """Number of the window shard."""
+    before: dict[int, int]
+    after: dict[int, int]
+    """{reader: polls taken without a gap}, before and after what the list tells."""
+
+
 class EndEntry(msgspec.Struct, frozen=True, array_like=True, tag="e"):
-    """A shard of a window table has come to the end of the stream: all of its results went before this."""
+    """A window shard has come to the end of the stream: all of its results went before this."""
 
     key: int
 
 
-Entry = PollEntry | ShardEntry | FilesEntry | MetricEntry | LateEntry | EndEntry
+Entry = PollEntry | ShardEntry | FilesEntry | MetricEntry | LateEntry | TakenEntry | EndEntry
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(list[Entry])

@@ -111,6 +111,11 @@ class StreamClock:
         """Event time in µs before which nothing is expected; None while a reader's is unknown, ``END`` at the end of all."""
         return None if self._high == _NONE else self._high
 
+    def taken(self) -> dict[int, int]:
+        """Returns by reader how many of its polls have come from all shards, without a gap."""
+        lowest = self._polls.reshape(self.readers, self.shards).min(axis=1) + 1
+        return dict(enumerate(lowest.tolist()))
+
     def read_at(self) -> int | None:
         """Time in µs, by the readers' clocks, of the oldest poll up to which a sender is complete; None before its first."""
         oldest = int(self._read_at.min())

@@ -75,6 +75,8 @@ class Firing:
     """By table how often input rows went into windows; those in ``late`` are all others."""
     watermark: int | None = None
     """Event time in µs after these messages."""
+    taken: tuple[dict[int, int], dict[int, int]] = ({}, {})
+    """By reader how many of its polls had come from all shards before these messages, and after them."""
 
 
 class WindowShard:
@@ -189,7 +191,7 @@ class WindowShard:
         ``on_time`` and ``late`` ones, and what is fired may hold rows of later messages.
         """
         held = self._take(state)
-        before = held.clock.watermark()
+        before, taken = held.clock.watermark(), held.clock.taken()
         late: Late = {}
         arrived = _Arrived()
         for message in messages:
@@ -215,6 +217,7 @@ class WindowShard:
             {self._names[n]: late_rows(found, self._windows[n]) for n, found in late.items()},
             {self._names[n]: count for n, count in arrived.kept.items()},
             held.clock.watermark(),
+            (taken, held.clock.taken()),
         )
 
     def _take(self, state: ShardState) -> WindowState:

@@ -141,7 +141,17 @@ class ReadFn(StatefulShardFn, slots=0):
                 Message(key, shard, reader.poll, None, None, now, by_shard.get(shard), seed=True).pack(),
             )
         self._entries.append(
-            PollEntry(key, reader.poll, 0, (), 0, dict.fromkeys(range(task.shards), 0), now, reader.position)
+            PollEntry(
+                reader=key,
+                poll=reader.poll,
+                rows_in=0,
+                reads=(),
+                rejected_by_reader=0,
+                rows_to_shard=dict.fromkeys(range(task.shards), 0),
+                read_at=now,
+                position=reader.position,
+                window_shards=task.window_keys,
+            )
         )
         reader.poll += 1
         if batch is None:
@@ -210,6 +220,7 @@ class ReadFn(StatefulShardFn, slots=0):
                 watermark=clock.watermark,
                 behind=reader.behind,
                 final=reader.ended,
+                window_shards=task.window_keys,
             )
         )
         reader.poll += 1

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.connectors.stream_entries import JOB, EndEntry, Entry, LateEntry, MetricEntry, pack
+from headrace.connectors.stream_entries import JOB, EndEntry, Entry, LateEntry, MetricEntry, TakenEntry, pack
 from headrace.pipelines.streaming.read_fn import COMMIT_KEY, Keyed
 from headrace.pipelines.streaming.seed import PANE_BITS, SHARD
 from headrace.pipelines.streaming.stream_task import StreamTask
@@ -38,8 +38,9 @@ class WindowFn(StatefulShardFn, slots=SLOTS):
             entries.append(LateEntry.of(name, late))
         if firing.watermark == END:
             entries.append(EndEntry(key))
-        if entries:
-            yield COMMIT_KEY, pack(entries)
+        before, after = firing.taken
+        if entries or before != after:
+            yield COMMIT_KEY, pack([*entries, TakenEntry(key, before, after)])
 
     def _numbered(self, rows: pa.Table) -> pa.Table:
         """Puts the panes of this job after those of the jobs before it."""

@@ -1,9 +1,8 @@
-"""Lets the tests import ``benchmarks``, which is not part of the installed package."""
+"""Lets the tests import each other's helpers."""
 
 import sys
 from pathlib import Path
 
-ROOT = str(Path(__file__).resolve().parents[2])
-for folder in (ROOT, str(Path(__file__).resolve().parent)):
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+FOLDER = str(Path(__file__).resolve().parent)
+if FOLDER not in sys.path:
+    sys.path.insert(0, FOLDER)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from headrace.connectors.stream_entries import JOB, EndEntry, LateEntry, MetricEntry, unpack
+from headrace.connectors.stream_entries import JOB, EndEntry, LateEntry, MetricEntry, TakenEntry, unpack
 from headrace.pipelines.streaming.seed import PANE_BITS, Seed
 from headrace.transforms.ready_windows import METRICS
 from headrace.transforms.stream_message import Message, pack_all
@@ -41,7 +41,10 @@ def message(
 
 
 def fired(local: Local, value: bytes) -> list[object]:
-    return [e for _, _, packed in local.bundle(WINDOW, (0, value)) for e in unpack(packed)]
+    """What a bundle tells, without how far it has come."""
+    found = [e for _, _, packed in local.bundle(WINDOW, (0, value)) for e in unpack(packed)]
+    assert isinstance(found[-1], TakenEntry)
+    return found[:-1]
 
 
 @pytest.mark.parametrize("number", [0, 3, 5_000])
@@ -76,3 +79,15 @@ def test_windows_that_a_job_before_has_closed_stay_closed(tmp_path: Path, key: P
     entry, end = fired(local, message(local, 2, 0, final=True))
     assert isinstance(entry, MetricEntry) and end == EndEntry(0)
     assert [(r["events"], r["is_final"]) for r in entry.table().to_pylist()] == [(1, True)]
+
+
+def test_how_far_a_window_shard_has_come_is_told(tmp_path: Path, key: Path) -> None:
+    local = local_of(tmp_path, key)
+
+    def told(value: bytes) -> list[TakenEntry]:
+        found = [e for _, _, packed in local.bundle(WINDOW, (0, value)) for e in unpack(packed)]
+        return [e for e in found if isinstance(e, TakenEntry)]
+
+    assert told(message(local, 0, 0, 1)) == [TakenEntry(0, {0: 0}, {0: 1})]
+    assert told(message(local, 2, 0)) == []
+    assert told(message(local, 1, 0)) == [TakenEntry(0, {0: 1}, {0: 3})]
