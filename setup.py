@@ -32,6 +32,7 @@ setup(
     package_data={
         "headrace.schemas": ["families/*/*.json", "py.typed"],
         "headrace.runners.servers": ["*.xml", "pubsub_fake/*"],
+        "headrace.pipelines.report": ["page.html"],
         **{f"headrace.{room}": ["py.typed"] for room in ROOMS if room != "schemas"},
     },
     install_requires=[
@@ -61,6 +62,8 @@ setup(
         "typer>=0.15",
         "regex>=2024.5",
         "rich>=13.9",
+        "matplotlib>=3.9",
+        "Jinja2>=3.1",
     ],
     extras_require={
         "otel": ["opentelemetry-sdk>=1.45", "opentelemetry-exporter-otlp-proto-http>=1.45"],

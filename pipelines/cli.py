@@ -22,11 +22,13 @@ _COMMANDS = {
     "simulate": "simulate",
     "schemas": "app",
     "explain": "explain",
+    "report": "report",
     "runners": "app",
     "doctor": "doctor",
     "key": "app",
     "cluster": "app",
     "lake": "app",
+    "verify": "app",
 }
 """Module of ``pipelines/commands`` to what it holds: ``app``, with commands of its own, or a function."""
 

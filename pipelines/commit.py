@@ -75,16 +75,17 @@ def require_counted(root: Path, metrics: Mapping[str, Windows], accepted: int) -
         UntrustedRunError: the windows have other rows than the lake.
     """
     for name, windows in metrics.items():
-        if windows.where or windows.slides or windows.top is not None:
+        if windows.where or windows.top is not None or windows.size_us % windows.every_us:
             continue
+        expected = accepted * (windows.size_us // windows.every_us)
         counts = [n for n, m in windows.measures.items() if isinstance(m, Count) and not m.where]
         for column in counts:
             table = pq.read_table(root / name / "part-0.parquet", columns=[column], partitioning=None)
             found = sum(table.column(column).to_pylist())
-            if found != accepted:
+            if found != expected:
                 raise UntrustedRunError(
-                    f"metric {name} counts {found:,} rows in {column}, the lake has {accepted:,}: the windows lost or made "
-                    "rows. Nothing was committed; run the same command again, and report it as a bug if it stays"
+                    f"metric {name} counts {found:,} rows in {column}, the lake's {accepted:,} would be {expected:,}: the windows "
+                    "lost or made rows. Nothing was committed; run the same command again, and report it as a bug if it stays"
                 )
 
 

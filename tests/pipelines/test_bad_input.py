@@ -155,6 +155,7 @@ def test_bad_files_end_in_the_quarantine_as_far_as_they_are_bad(
     assert len(rows(tmp_path / "out", "events")) == found["accepted"]
     assert metric(tmp_path / "out", "events_per_minute").column_names == [
         "window_start", "window_end", "event_type", "events", "unique_users",
+        "unique_users_error",
     ]  # fmt: skip
     assert bool(result.warnings) == ("truncated_input" in str(rejected) or "broken_block" in str(rejected))
 

@@ -199,10 +199,10 @@ def test_a_file_that_the_commit_forgets_ends_the_run(
 def test_a_row_that_only_the_windows_lose_ends_the_run(
     small: Simulated, tmp_path: Path, key: Path, warm: None, monkeypatch: Patch
 ) -> None:
-    partial, once = finish_split_fn.partial, Once(without_one)
-    monkeypatch.setattr(finish_split_fn, "partial", lambda batch, windows: partial(once(batch), windows))
+    rows, once = finish_split_fn.Rows, Once(without_one)
+    monkeypatch.setattr(finish_split_fn, "Rows", lambda batch: rows(once(batch)))
     accepted = small.truth["classes"]["accepted"]
-    text = f"events_per_minute counts {accepted - 1} rows in events, the lake has {accepted}"
+    text = f"events_per_minute counts {accepted - 1} rows in events, the lake's {accepted} would be {accepted}"
     with pytest.raises(UntrustedRunError, match=text):
         run(small.path, tmp_path / "out", key, now=small.truth["now"])
     assert published(tmp_path / "out") == 0
