@@ -28,6 +28,7 @@ from headrace.connectors.stage import StageWriter, read_stage
 from headrace.connectors.write_lake import PartitionedWriter
 from headrace.connectors.write_quarantine import QuarantineWriter
 from headrace.pipelines.definition import MASKED_STAGES, Definition
+from headrace.pipelines.pane_partials import PanePartials
 from headrace.transforms.base import Kernel
 from headrace.transforms.dedupe_records import (
     by_shard,
@@ -39,9 +40,8 @@ from headrace.transforms.dedupe_records import (
     unpack_records,
 )
 from headrace.transforms.filter_events import BUSINESS_RULES
-from headrace.transforms.grouping import Rows
 from headrace.transforms.keys import Key
-from headrace.transforms.window_partials import finish, merge, partial
+from headrace.transforms.window_partials import finish
 
 T = TypeVar("T")
 
@@ -109,8 +109,7 @@ def profile(source: str, now: datetime, work: Path) -> tuple[int, dict[str, floa
     verdicts = steps("dedupe verdicts", _verdicts, records)
     kernels = steps("set-up", definition.after_dedupe)
     lake = PartitionedWriter(str(work / "events"), partition="event_date", name="bench")
-    panes = definition.shared_panes()
-    partials: dict[str, list[pa.RecordBatch]] = {name: [] for name in panes}
+    windows = PanePartials(definition)
     row = 0
     for staged in steps.over("stage read", read_stage(work / "stage.arrows")):
         batch, losers = steps("dedupe settle", settle, staged, verdicts, row)
@@ -118,16 +117,13 @@ def profile(source: str, now: datetime, work: Path) -> tuple[int, dict[str, floa
         row += staged.num_rows
         batch = run(kernels, batch)
         steps("lake write", lake.write, batch)
-        shared = Rows(batch)
-        for name, tables in partials.items():
-            tables.append(steps("windows", partial, shared, definition.metrics[name]))
+        steps("windows", windows.add, batch)
     steps("lake write", lake.close)
     steps("quarantine write", quarantine.close)
-    for first, names in panes.items():
-        if partials[first]:
-            merged = steps("windows", merge, partials[first], definition.metrics[first])
-            for name in names:
-                steps("windows", finish, merged, definition.metrics[name])
+    panes = definition.shared_panes()
+    for first, merged in steps.over("windows", windows.merged()):
+        for name in panes[first]:
+            steps("windows", finish, merged, definition.metrics[name])
     return events, steps.seconds, rejected
 
 

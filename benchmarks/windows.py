@@ -24,12 +24,12 @@ from benchmarks.window_queries import QUERIES
 from headrace.pipelines.batch import run_batch
 from headrace.pipelines.config import BatchConfig
 from headrace.pipelines.definition import Definition
+from headrace.pipelines.pane_partials import PanePartials
 from headrace.schemas.columns import ENRICHED_SCHEMA
 from headrace.simulator.simulate import simulate
 from headrace.transforms.batches import as_type
-from headrace.transforms.grouping import Rows
 from headrace.transforms.keys import Key
-from headrace.transforms.window_partials import finish, merge, partial
+from headrace.transforms.window_partials import finish
 
 BATCH_ROWS = 16_384
 
@@ -61,18 +61,15 @@ def ours(
     batches: Sequence[pa.RecordBatch], definition: Definition
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Returns CPU seconds by step, and the rows of each table."""
-    panes, at = definition.shared_panes(), [time.process_time()]
-    partials: dict[str, list[pa.RecordBatch]] = {name: [] for name in panes}
+    windows, at = PanePartials(definition), [time.process_time()]
     for batch in batches:
-        shared = Rows(batch)
-        for name, tables in partials.items():
-            tables.append(partial(shared, definition.metrics[name]))
+        windows.add(batch)
     at.append(time.process_time())
-    merged = {name: merge(tables, definition.metrics[name]) for name, tables in partials.items()}
+    merged = dict(windows.merged())
     at.append(time.process_time())
     rows = {
         name: finish(merged[first], definition.metrics[name]).num_rows
-        for first, names in panes.items()
+        for first, names in definition.shared_panes().items()
         for name in names
     }
     at.append(time.process_time())
@@ -89,7 +86,7 @@ def peer(batches: Sequence[pa.RecordBatch]) -> tuple[float, dict[str, int]]:
     db.register("source", source)
     db.execute("CREATE TABLE events AS SELECT * FROM source")
     start = time.process_time()
-    rows = {name: len(db.execute(query).to_arrow_table()) for name, query in QUERIES.items()}
+    rows = {name: len(db.sql(query).to_arrow_table()) for name, query in QUERIES.items()}
     return time.process_time() - start, rows
 
 

@@ -11,12 +11,11 @@ from headrace.connectors.stage import read_stage
 from headrace.connectors.write_lake import PartitionedWriter
 from headrace.connectors.write_quarantine import QuarantineWriter
 from headrace.pipelines.definition import MASKED_STAGES
+from headrace.pipelines.pane_partials import PanePartials
 from headrace.pipelines.read_stage_fn import Task, counted
 from headrace.pipelines.work_folder import ProgressFile, Receipt, WorkFolder, receipt_from
 from headrace.transforms.base import Kernel
 from headrace.transforms.dedupe_records import pack, resolve, settle, unpack, unpack_records
-from headrace.transforms.grouping import Rows
-from headrace.transforms.window_partials import merge, partial
 
 RECEIPT, VERDICTS = b"R", b"V"
 """First byte of a message to a split: its receipt so far, or verdicts on its rows."""
@@ -41,7 +40,6 @@ class FinishSplitFn(beam.DoFn):
 
     def setup(self) -> None:
         self._kernels: list[Kernel] = self._task.definition.after_dedupe()
-        self._panes = self._task.definition.shared_panes()
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[str, pa.RecordBatch]]:
         split, messages = element[0], list(element[1])
@@ -59,7 +57,7 @@ class FinishSplitFn(beam.DoFn):
             task.quarantine_root, f"{name}-finish", masked_stages=MASKED_STAGES, compression=task.compression
         )
         progress = ProgressFile(work, split, kind="finish")
-        partials: dict[str, list[pa.RecordBatch]] = {first: [] for first in self._panes}
+        windows = PanePartials(task.definition)
         first_row = 0
         for staged in read_stage(work.stage(split)):
             batch, duplicates = settle(staged, verdicts, first_row)
@@ -73,15 +71,11 @@ class FinishSplitFn(beam.DoFn):
                     rejected += rejects.num_rows
             if batch.num_rows:
                 lake.write(batch)
-                shared = Rows(batch)
-                for first, tables in partials.items():
-                    tables.append(partial(shared, task.definition.metrics[first]))
+                windows.add(batch)
             progress.update(finished=staged.num_rows, rejected=rejected)
         receipt.events = lake.close()
         receipt.quarantine += quarantine.close()
         receipt.counts = dict(Counter(receipt.counts) + (counted(self._kernels) - before))
         progress.update(done=True)
         work.write_receipt(receipt)
-        for first, tables in partials.items():
-            if tables:
-                yield first, merge(tables, task.definition.metrics[first])
+        yield from windows.merged()

@@ -14,7 +14,7 @@ from headrace.connectors.raw_blocks import Block
 from headrace.connectors.stage import StageWriter
 from headrace.connectors.write_lake import PartitionedWriter, WrittenFile
 from headrace.connectors.write_quarantine import QuarantineWriter
-from headrace.pipelines import commit, finish_split_fn, read_stage_fn
+from headrace.pipelines import commit, finish_split_fn, pane_partials, read_stage_fn
 from headrace.pipelines.work_folder import WorkFolder
 from headrace.schemas.errors import UntrustedRunError
 from headrace.transforms.base import Outcome
@@ -199,10 +199,12 @@ def test_a_file_that_the_commit_forgets_ends_the_run(
 def test_a_row_that_only_the_windows_lose_ends_the_run(
     small: Simulated, tmp_path: Path, key: Path, warm: None, monkeypatch: Patch
 ) -> None:
-    rows, once = finish_split_fn.Rows, Once(without_one)
-    monkeypatch.setattr(finish_split_fn, "Rows", lambda batch: rows(once(batch)))
+    rows, once = pane_partials.Rows, Once(without_one)
+    monkeypatch.setattr(pane_partials, "Rows", lambda batch: rows(once(batch)))
     accepted = small.truth["classes"]["accepted"]
-    text = f"events_per_minute counts {accepted - 1} rows in events, the lake's {accepted} would be {accepted}"
+    text = (
+        f"events_per_minute counts {accepted - 1} rows in events, the lake's {accepted} would be {accepted}"
+    )
     with pytest.raises(UntrustedRunError, match=text):
         run(small.path, tmp_path / "out", key, now=small.truth["now"])
     assert published(tmp_path / "out") == 0

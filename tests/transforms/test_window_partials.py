@@ -181,7 +181,7 @@ DEFINITIONS = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(ROW, max_size=30),
     st.integers(1, 9),
