@@ -8,7 +8,6 @@ from typing import Any, Literal
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.coders import Coder
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import PCollection, TaggedOutput
 from apache_beam.transforms.window import (
@@ -25,17 +24,15 @@ from headrace.schemas.columns import CODE, RAW
 from headrace.schemas.errors import ConfigError
 from headrace.transforms.base import Outcome, Results
 from headrace.transforms.batches import column, constant, replace
-from headrace.transforms.coders import RecordBatchCoder, register_coders
+from headrace.transforms.coders import register_coders
 from headrace.transforms.hashing import hash_columns, present
+from headrace.transforms.merge_partials import MergePartials
 from headrace.transforms.rejects import no_rejects, rejected
 from headrace.transforms.window_definitions import PANE, Measure, Top, Windows
 from headrace.transforms.window_partials import finish_windows, merge, partial
 
 STAGE = "windows"
 NO_TIME = "no_time"
-
-_NOTHING = pa.RecordBatch.from_arrays([], names=[])
-"""Of a pane without rows, as a runner may fire when a window closes; gives no result."""
 
 
 def split_timeless(batch: pa.RecordBatch) -> Outcome:
@@ -134,7 +131,7 @@ class AggregateWindows(beam.PTransform):
                 accumulation_mode=windowing.accumulation_mode,
                 allowed_lateness=windowing.allowed_lateness,
             )
-            | "Merge" >> beam.CombinePerKey(_MergeFn(self._windows))
+            | "Merge" >> beam.CombinePerKey(MergePartials(merge, self._windows))
             | "Finish" >> beam.ParDo(_FinishFn(self._windows)).with_output_types(pa.RecordBatch)
         )
         return Results(results, parts.rejected)
@@ -180,84 +177,6 @@ class _PartialFn(beam.DoFn):
         shard = hash_columns(by, part.num_rows) % np.uint64(self._shards)
         for number in np.unique(shard):
             yield int(number), part.filter(pa.array(shard == number))
-
-
-class _Partials:
-    """An accumulator: partials not merged yet, and how many rows they had when they were merged last."""
-
-    def __init__(self, parts: list[pa.RecordBatch]) -> None:
-        self.parts = parts
-        self.merged_bytes = sum(p.nbytes for p in parts)
-
-    def add(self, part: pa.RecordBatch, windows: Windows) -> None:
-        """Adds a partial; merges when the size has doubled, so that the work stays linear."""
-        self.parts.append(part)
-        if len(self.parts) > 64 and sum(p.nbytes for p in self.parts) > 2 * self.merged_bytes:
-            self.compact(windows)
-
-    def compact(self, windows: Windows) -> None:
-        """Merges all parts into one."""
-        if len(self.parts) > 1:
-            self.parts = [merge(self.parts, windows)]
-        self.merged_bytes = sum(p.nbytes for p in self.parts)
-
-
-class PartialsCoder(Coder):
-    """Encodes an accumulator as one merged partial in Arrow IPC; an empty one as no bytes."""
-
-    def __init__(self, windows: Windows) -> None:
-        self._windows = windows
-        self._batches = RecordBatchCoder()
-
-    def encode(self, value: _Partials) -> bytes:
-        value.compact(self._windows)
-        return self._batches.encode(value.parts[0]) if value.parts else b""
-
-    def decode(self, encoded: bytes) -> _Partials:
-        return _Partials([self._batches.decode(encoded)] if encoded else [])
-
-    def is_deterministic(self) -> bool:
-        return False
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PartialsCoder) and other._windows == self._windows
-
-    def __hash__(self) -> int:
-        return hash(type(self))
-
-
-@beam.typehints.with_input_types(pa.RecordBatch)
-@beam.typehints.with_output_types(pa.RecordBatch)
-class _MergeFn(beam.CombineFn):
-    """Merges partials."""
-
-    def __init__(self, windows: Windows) -> None:
-        self._windows = windows
-
-    def create_accumulator(self) -> _Partials:
-        return _Partials([])
-
-    def add_input(self, mutable_accumulator: _Partials, element: pa.RecordBatch) -> _Partials:
-        mutable_accumulator.add(element, self._windows)
-        return mutable_accumulator
-
-    def merge_accumulators(self, accumulators: Iterable[_Partials]) -> _Partials:
-        merged = _Partials([])
-        for accumulator in accumulators:
-            for part in accumulator.parts:
-                merged.add(part, self._windows)
-        return merged
-
-    def compact(self, accumulator: _Partials) -> _Partials:
-        accumulator.compact(self._windows)
-        return accumulator
-
-    def extract_output(self, accumulator: _Partials) -> pa.RecordBatch:
-        accumulator.compact(self._windows)
-        return accumulator.parts[0] if accumulator.parts else _NOTHING
-
-    def get_accumulator_coder(self) -> Coder:
-        return PartialsCoder(self._windows)
 
 
 class _FinishFn(beam.DoFn):

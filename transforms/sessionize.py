@@ -8,7 +8,6 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.coders import Coder
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import PCollection, TaggedOutput
 from apache_beam.transforms.trigger import DefaultTrigger
@@ -19,9 +18,10 @@ from headrace.schemas.columns import RAW
 from headrace.schemas.errors import ConfigError
 from headrace.transforms.base import Outcome, Results
 from headrace.transforms.batches import column
-from headrace.transforms.coders import RecordBatchCoder, register_coders
+from headrace.transforms.coders import register_coders
 from headrace.transforms.conditions import matches
 from headrace.transforms.hashing import hash_columns, present
+from headrace.transforms.merge_partials import MergePartials
 from headrace.transforms.rejects import no_rejects, rejected
 from headrace.transforms.session_definitions import Sessions
 from headrace.transforms.session_partials import finish, has_key, merge, partial, require
@@ -29,9 +29,6 @@ from headrace.transforms.session_partials import finish, has_key, merge, partial
 STAGE = "sessions"
 NO_TIME, NO_KEY = "no_time", "no_key"
 BATCH_ROWS = 16_384
-
-_NOTHING = pa.RecordBatch.from_arrays([], names=[])
-"""Of a pane without rows, as a runner may fire when a window closes; gives no session."""
 
 
 def split_keyless(batch: pa.RecordBatch, sessions: Sessions) -> Outcome:
@@ -141,7 +138,7 @@ class Sessionize(beam.PTransform):
                 timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
                 allowed_lateness=windowing.allowed_lateness,
             )
-            | "Merge" >> beam.CombinePerKey(_MergeFn(self._sessions))
+            | "Merge" >> beam.CombinePerKey(MergePartials(merge, self._sessions))
             | "Finish" >> beam.ParDo(_FinishFn(self._sessions)).with_output_types(pa.RecordBatch)
         )
         return Results(results, parts.rejected)
@@ -191,84 +188,6 @@ class _PartialFn(beam.DoFn):
         for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             if end > start:
                 yield number, part.slice(start, end - start)
-
-
-class _Partials:
-    """An accumulator: partials not merged yet, and how many bytes they had when they were merged last."""
-
-    def __init__(self, parts: list[pa.RecordBatch]) -> None:
-        self.parts = parts
-        self.merged_bytes = sum(p.nbytes for p in parts)
-
-    def add(self, part: pa.RecordBatch, sessions: Sessions) -> None:
-        """Adds a partial; merges when the size has doubled, so that the work stays linear."""
-        self.parts.append(part)
-        if len(self.parts) > 64 and sum(p.nbytes for p in self.parts) > 2 * self.merged_bytes:
-            self.compact(sessions)
-
-    def compact(self, sessions: Sessions) -> None:
-        """Merges all parts into one."""
-        if len(self.parts) > 1:
-            self.parts = [merge(self.parts, sessions)]
-        self.merged_bytes = sum(p.nbytes for p in self.parts)
-
-
-class SessionPartialsCoder(Coder):
-    """Encodes an accumulator as one merged partial in Arrow IPC; an empty one as no bytes."""
-
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
-        self._batches = RecordBatchCoder()
-
-    def encode(self, value: _Partials) -> bytes:
-        value.compact(self._sessions)
-        return self._batches.encode(value.parts[0]) if value.parts else b""
-
-    def decode(self, encoded: bytes) -> _Partials:
-        return _Partials([self._batches.decode(encoded)] if encoded else [])
-
-    def is_deterministic(self) -> bool:
-        return False
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SessionPartialsCoder) and other._sessions == self._sessions
-
-    def __hash__(self) -> int:
-        return hash(type(self))
-
-
-@beam.typehints.with_input_types(pa.RecordBatch)
-@beam.typehints.with_output_types(pa.RecordBatch)
-class _MergeFn(beam.CombineFn):
-    """Merges partials."""
-
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
-
-    def create_accumulator(self) -> _Partials:
-        return _Partials([])
-
-    def add_input(self, mutable_accumulator: _Partials, element: pa.RecordBatch) -> _Partials:
-        mutable_accumulator.add(element, self._sessions)
-        return mutable_accumulator
-
-    def merge_accumulators(self, accumulators: Iterable[_Partials]) -> _Partials:
-        merged = _Partials([])
-        for accumulator in accumulators:
-            for part in accumulator.parts:
-                merged.add(part, self._sessions)
-        return merged
-
-    def compact(self, accumulator: _Partials) -> _Partials:
-        accumulator.compact(self._sessions)
-        return accumulator
-
-    def extract_output(self, accumulator: _Partials) -> pa.RecordBatch:
-        accumulator.compact(self._sessions)
-        return accumulator.parts[0] if accumulator.parts else _NOTHING
-
-    def get_accumulator_coder(self) -> Coder:
-        return SessionPartialsCoder(self._sessions)
 
 
 class _FinishFn(beam.DoFn):

@@ -19,11 +19,12 @@ from apache_beam.transforms.window import (
 
 from headrace.schemas.columns import ENRICHED_SCHEMA, RAW
 from headrace.schemas.errors import ConfigError
-from headrace.transforms.aggregate_windows import AggregateWindows, PartialsCoder, _MergeFn
+from headrace.transforms.aggregate_windows import AggregateWindows
 from headrace.transforms.batches import replace
+from headrace.transforms.merge_partials import MergePartials, PartialsCoder
 from headrace.transforms.ready_windows import METRICS
 from headrace.transforms.window_definitions import Count, Distinct, Sum
-from headrace.transforms.window_partials import finish, partial
+from headrace.transforms.window_partials import finish, merge, partial
 
 from .collect import Batches, collect
 
@@ -162,7 +163,7 @@ def test_the_trigger_of_the_input_is_kept(mode, counts):
 
 def test_the_accumulator_is_arrow_not_a_pickle():
     windows = METRICS["events_per_minute"]
-    merge_fn = _MergeFn(windows)
+    merge_fn = MergePartials(merge, windows)
     accumulator = merge_fn.create_accumulator()
     coder = merge_fn.get_accumulator_coder()
     assert isinstance(coder, PartialsCoder)
@@ -196,7 +197,7 @@ def test_the_pipeline_uses_the_arrow_coders():
         beam.runners.pipeline_context.PipelineContext(proto.components),
     )
     assert isinstance(coder, PartialsCoder)
-    assert coder == PartialsCoder(AggregateWindows()._windows)
+    assert coder == PartialsCoder(merge, AggregateWindows()._windows)
 
 
 def test_batches_without_rows_or_without_rows_that_count():

@@ -19,9 +19,10 @@ from apache_beam.transforms.window import Sessions as BeamSessions
 from headrace.schemas.columns import ENRICHED_SCHEMA, QUARANTINE_SCHEMA, RAW
 from headrace.schemas.errors import ConfigError
 from headrace.transforms.batches import replace
+from headrace.transforms.merge_partials import MergePartials, PartialsCoder
 from headrace.transforms.session_definitions import Sessions
-from headrace.transforms.session_partials import finish, partial
-from headrace.transforms.sessionize import Sessionize, SessionPartialsCoder, _MergeFn, split_keyless
+from headrace.transforms.session_partials import finish, merge, partial
+from headrace.transforms.sessionize import Sessionize, split_keyless
 
 from .collect import Batches, collect
 
@@ -258,7 +259,7 @@ def test_many_sessions_come_in_batches(monkeypatch):
 
 def test_the_accumulator_is_arrow_not_a_pickle():
     sessions = Sessions()
-    merge_fn = _MergeFn(sessions)
+    merge_fn = MergePartials(merge, sessions)
     accumulator = merge_fn.create_accumulator()
     coder = merge_fn.get_accumulator_coder()
     assert coder.encode(accumulator) == b"" and coder.decode(b"").parts == []
@@ -290,8 +291,8 @@ def test_the_pipeline_uses_the_arrow_coders():
         proto.components.coders[payload.accumulator_coder_id],
         beam.runners.pipeline_context.PipelineContext(proto.components),
     )
-    assert coder == SessionPartialsCoder(Sessions())
-    assert coder != SessionPartialsCoder(Sessions(timedelta(1)))
+    assert coder == PartialsCoder(merge, Sessions())
+    assert coder != PartialsCoder(merge, Sessions(timedelta(1)))
 
 
 def test_batches_without_the_columns_are_refused():
