@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import PCollection, TaggedOutput
+from apache_beam.transforms.trigger import DefaultTrigger
 from apache_beam.transforms.window import (
     FixedWindows,
     IntervalWindow,
@@ -67,9 +68,9 @@ class AggregateWindows(beam.PTransform):
     Output: accepted, batches sorted by group, of one window each: ``window_start``, ``window_end`` (UTC, end exclusive), the ``by``
     columns (null is a group of its own), the measures (see :class:`Windows <headrace.transforms.window_definitions.Windows>`),
     ``rank`` with ``top``; then how the runner fired it: ``pane_index`` (int32, 0, 1, 2, … within window and shard), ``timing``
-    (early, on_time or late; unknown where the runner does not say), ``is_final`` (true if the runner knows that no other will
-    follow). Its timestamp is the window's last instant. Rejected, ``QUARANTINE_SCHEMA``: rows with a null ``event_time``, stage
-    ``windows``, reason ``no_time``.
+    (early, on_time or late; unknown where the runner does not say), ``is_final`` (true if no other will follow: with the default
+    trigger and no allowed lateness, and where the runner knows it). Its timestamp is the window's last instant.
+    Rejected, ``QUARANTINE_SCHEMA``: rows with a null ``event_time``, stage ``windows``, reason ``no_time``.
 
     Args:
         size: length of a window.
@@ -132,13 +133,19 @@ class AggregateWindows(beam.PTransform):
                 allowed_lateness=windowing.allowed_lateness,
             )
             | "Merge" >> beam.CombinePerKey(MergePartials(merge, self._windows))
-            | "Finish" >> beam.ParDo(_FinishFn(self._windows)).with_output_types(pa.RecordBatch)
+            | "Finish"
+            >> beam.ParDo(_FinishFn(self._windows, _fires_once(windowing))).with_output_types(pa.RecordBatch)
         )
         return Results(results, parts.rejected)
 
     def _window_fn(self) -> WindowFn:
         size, every = (Duration(micros=us) for us in (self._windows.size_us, self._windows.every_us))
         return SlidingWindows(size, every) if self._windows.slides else FixedWindows(size)
+
+
+def _fires_once(windowing: beam.Windowing) -> bool:
+    """True if no trigger fires a window a second time."""
+    return isinstance(windowing.triggerfn, DefaultTrigger) and windowing.allowed_lateness == 0
 
 
 class _PartialFn(beam.DoFn):
@@ -182,8 +189,9 @@ class _PartialFn(beam.DoFn):
 class _FinishFn(beam.DoFn):
     """Turns the merged partial of one window and shard into its rows."""
 
-    def __init__(self, windows: Windows) -> None:
+    def __init__(self, windows: Windows, once: bool) -> None:
         self._windows = windows
+        self._once = once
 
     def process(
         self,
@@ -202,7 +210,7 @@ class _FinishFn(beam.DoFn):
         for name, value, type_ in (
             ("pane_index", max(0, pane.index), pa.int32()),
             ("timing", PaneInfoTiming.to_string(pane.timing).lower(), CODE),
-            ("is_final", bool(pane.is_last), pa.bool_()),
+            ("is_final", self._once or bool(pane.is_last), pa.bool_()),
         ):
             table = table.append_column(pa.field(name, type_), constant(value, table.num_rows, type_))
         yield from table.combine_chunks().to_batches()

@@ -23,7 +23,7 @@ from headrace.transforms.aggregate_windows import AggregateWindows
 from headrace.transforms.batches import replace
 from headrace.transforms.merge_partials import MergePartials, PartialsCoder
 from headrace.transforms.ready_windows import METRICS
-from headrace.transforms.window_definitions import Count, Distinct, Sum
+from headrace.transforms.window_definitions import Count, Distinct, Sum, Top
 from headrace.transforms.window_partials import finish, merge, partial
 
 from .collect import Batches, collect
@@ -159,6 +159,77 @@ def test_the_trigger_of_the_input_is_kept(mode, counts):
     found = collect(build, stream=True)
     seen = [r["n"] for e in found["accepted"] for r in e.value.to_pylist()]
     assert seen[:3] == counts
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {"size": 5 * MINUTE, "every": MINUTE, "by": ("event_type",), "shards": 3},
+        {"size": MINUTE * 10, "every": MINUTE * 4, "by": ()},
+        {"size": 2 * MINUTE, "by": ("user_id",), "top": Top(2, "events"), "where": {"event_type": "click"}},
+        {"size": MINUTE, "by": ("country", "user_id"), "top": Top(1, "revenue", ("country",)), "shards": 3},
+    ],
+    ids=["sliding", "uneven", "top", "top within"],
+)
+def test_windows_that_slide_and_top_groups_are_those_of_the_kernel(definition):
+    rows = [
+        row(
+            31 * i,
+            ("click", "view")[i % 2],
+            f"u{i % 5}",
+            country=("DE", None)[i % 3 == 0],
+            revenue=Decimal(i % 7),
+        )
+        for i in range(60)
+    ]
+    batches = [stamped(events(rows[i::4])) for i in range(4)]
+
+    def build(pipeline):
+        return {"accepted": (pipeline | Batches(batches) | AggregateWindows(**definition)).accepted}
+
+    found = [r for e in collect(build)["accepted"] for r in e.value.to_pylist()]
+    assert {(r.pop("pane_index"), r.pop("is_final")) for r in found} == {(0, True)}
+    assert {r.pop("timing") for r in found} == {"on_time"}
+    windows = AggregateWindows(**definition)._windows
+    expected = finish(partial(events(rows), windows), windows).to_pylist()
+    assert sorted(map(str, found)) == sorted(map(str, expected))
+
+
+def test_each_firing_says_which_it_is():
+    start = START.timestamp()
+    stream = (
+        test_stream.TestStream(coder=beam.coders.registry.get_coder(int))
+        .advance_watermark_to(start)
+        .add_elements([TimestampedValue(1, start + 1)])
+        .add_elements([TimestampedValue(2, start + 2)])
+        .advance_watermark_to(start + 60)
+        .add_elements([TimestampedValue(3, start + 3)])
+        .advance_watermark_to_infinity()
+    )
+    trigger = AfterWatermark(early=AfterCount(1), late=AfterCount(1))
+
+    def build(pipeline):
+        numbers = pipeline | stream
+        more = {
+            "trigger": trigger,
+            "accumulation_mode": AccumulationMode.ACCUMULATING,
+            "allowed_lateness": 600,
+        }
+        windowed = numbers | beam.WindowInto(GlobalWindows(), **more)
+        batches = windowed | beam.Map(lambda second: events([row(second)])).with_output_types(pa.RecordBatch)
+        return {"accepted": (batches | AggregateWindows(measures={"n": Count()})).accepted}
+
+    seen = [
+        (r["n"], r["pane_index"], r["timing"])
+        for e in collect(build, stream=True)["accepted"]
+        for r in e.value.to_pylist()
+    ]
+    assert seen == [(1, 0, "early"), (2, 1, "early"), (2, 2, "on_time"), (3, 3, "late")]
+
+
+def test_shards_without_groups_are_refused():
+    with pytest.raises(ConfigError, match="there is nothing to spread; leave shards at 1"):
+        AggregateWindows(by=(), shards=2)
 
 
 def test_the_accumulator_is_arrow_not_a_pickle():
