@@ -50,6 +50,7 @@ test-chaos: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.run
 	@$(BIN)/python -m benchmarks.windows
+	@$(BIN)/python -m benchmarks.nightly
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
