@@ -21,7 +21,14 @@ def packaged(root: Path) -> set[str]:
     return {
         path.relative_to(root).as_posix()
         for room in ROOMS
-        for pattern in ("*.py", "families/*/*.json", "servers/*.xml", "servers/pubsub_fake/*", "py.typed")
+        for pattern in (
+            "*.py",
+            "families/*/*.json",
+            "servers/*.xml",
+            "servers/pubsub_fake/*",
+            "report/*.html",
+            "py.typed",
+        )
         for path in (root / room).rglob(pattern)
     }
 
