@@ -125,7 +125,8 @@ def test_metrics_that_count_every_row_must_count_those_of_the_lake(tmp_path: Pat
     require_counted(tmp_path, METRICS, 3)
     for accepted in (2, 4):
         with pytest.raises(
-            UntrustedRunError, match=f"metric all counts 3 rows in rows, the lake's {accepted} would be {accepted}"
+            UntrustedRunError,
+            match=f"metric all counts 3 rows in rows, the lake's {accepted} would be {accepted}",
         ):
             require_counted(tmp_path, METRICS, accepted)
 
