@@ -47,7 +47,7 @@ from headrace.transforms import (
     ToRows,
     Validate,
 )
-from headrace.transforms.base import Outcome, Results, StageTransform
+from headrace.transforms.base import LateResults, Outcome, Results, StageTransform
 from headrace.transforms.batches import concat, plain
 from headrace.transforms.coders import RecordBatchCoder
 from headrace.transforms.registry import TRANSFORMS
@@ -276,7 +276,7 @@ def apply(name: str, key: Key, inputs: dict, pipeline: beam.Pipeline) -> dict[st
             ]
         )
     results = read | "Tested" >> EXAMPLES[name].make(key)
-    return results._asdict() if isinstance(results, Results) else {"accepted": results}
+    return results._asdict() if isinstance(results, Results | LateResults) else {"accepted": results}
 
 
 def component_coders(coder: coders.Coder) -> list[coders.Coder]:

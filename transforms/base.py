@@ -30,6 +30,17 @@ class Results(NamedTuple):
     """PCollection of RecordBatch with ``QUARANTINE_SCHEMA``."""
 
 
+class LateResults(NamedTuple):
+    """What applying a transform returns that has a guard against late rows."""
+
+    accepted: PCollection
+    """PCollection of RecordBatch: the results."""
+    rejected: PCollection
+    """PCollection of RecordBatch with ``QUARANTINE_SCHEMA``: events that can be in no result."""
+    late: PCollection
+    """PCollection of RecordBatch: what came after its result was final; empty for bounded input."""
+
+
 class Kernel(Protocol):
     """A pure function of one batch; ``setup`` is called once per process before the first call."""
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.coders import BytesCoder
-from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
+from apache_beam.transforms.userstate import (
+    BagStateSpec,
+    ReadModifyWriteStateSpec,
+    TimerSpec,
+    on_timer,
+)
+from apache_beam.utils.timestamp import Timestamp
 
 
 class BeamShardState:
@@ -56,45 +62,91 @@ class StatefulShardFn(beam.DoFn):
         class CommitFn(StatefulShardFn, slots=1, more={"finalizer": beam.DoFn.BundleFinalizerParam}):
             def handle(self, key, value, state, *, finalizer=None): ...
 
+    With timers, ``handle`` gets each under its name, and ``fired`` is called when one fires::
+
+        class WindowFn(StatefulShardFn, slots=32, timers={"due": TimeDomain.WATERMARK}):
+            def handle(self, key, value, state, *, due=None): ...
+
+            def fired(self, timer, at, key, state, *, due=None): ...
+
     Beam reads every parameter's state lazily, but makes an object for each slot, key and bundle: ask for no more than needed.
     Type hints are not taken from ``handle``: give them to ``ParDo(…).with_output_types``. Keys need a deterministic coder, as
     int and str have. Input in the GlobalWindow, or state is kept for each window.
     """
 
     def __init_subclass__(
-        cls, *, slots: int | None = None, more: Mapping[str, Any] = MappingProxyType({}), **options: Any
+        cls,
+        *,
+        slots: int | None = None,
+        more: Mapping[str, Any] = MappingProxyType({}),
+        timers: Mapping[str, str] = MappingProxyType({}),
+        **options: Any,
     ) -> None:
         super().__init_subclass__(**options)
-        if slots is not None or more:
-            cls.process = _make_process(slots or 0, more)
+        if slots is None and not more and not timers:
+            return
+        number = slots or 0
+        specs = [ReadModifyWriteStateSpec("cell", BytesCoder())]
+        specs += [BagStateSpec(f"slot{i}", BytesCoder()) for i in range(number)]
+        state = {spec.name: beam.DoFn.StateParam(spec) for spec in specs}
+        timer_specs = {name: TimerSpec(name, domain) for name, domain in timers.items()}
+        given = {name: beam.DoFn.TimerParam(spec) for name, spec in timer_specs.items()}
+        cls.process = _make_process(number, state | given | dict(more))
+        for name, spec in timer_specs.items():
+            method = _make_callback(name, number, state | given)
+            setattr(cls, method.__name__, on_timer(spec)(method))
 
     def handle(self, *element: Any, **more: Any) -> Iterator[Any]:
         """Yields what ``process`` yields for one element.
 
         Args:
             element: its key, its value, and the :class:`ShardState <headrace.transforms.shard_state.ShardState>` of the key.
-            more: the further parameters.
+            more: the timers and the further parameters.
         """
         raise NotImplementedError(f"{type(self).__name__} must define handle")
 
+    def fired(self, *firing: Any, **timers: Any) -> Iterator[Any]:
+        """Yields what comes of a timer that fired.
 
-def _make_process(slots: int, more: Mapping[str, Any]) -> Any:
+        Args:
+            firing: the timer's name, the Timestamp that it was set to, the key, and the key's state.
+            timers: all timers of the key.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define fired")
+
+
+def _make_process(slots: int, params: Mapping[str, Any]) -> Any:
     """Returns a ``process`` with a cell, ``slots`` bags and the further parameters in its signature."""
-    specs = [ReadModifyWriteStateSpec("cell", BytesCoder())]
-    specs += [BagStateSpec(f"slot{i}", BytesCoder()) for i in range(slots)]
-    params = {spec.name: beam.DoFn.StateParam(spec) for spec in specs} | dict(more)
-    names = list(more)
+    names = list(params)[slots + 1 :]
 
     def process(self: StatefulShardFn, element: tuple[Any, Any], *given: Any) -> Iterator[Any]:
         state = BeamShardState(given[0], given[1 : slots + 1])
         return self.handle(*element, state, **dict(zip(names, given[slots + 1 :], strict=True)))
 
+    process.__signature__ = _signature(["self", "element"], params)  # type: ignore[attr-defined]
+    return process
+
+
+def _make_callback(timer: str, slots: int, params: Mapping[str, Any]) -> Any:
+    """Returns the method that Beam calls when ``timer`` fires."""
+    names = list(params)
+
+    def callback(self: StatefulShardFn, *, at: Timestamp, key: Any, **given: Any) -> Iterator[Any]:
+        state = BeamShardState(given["cell"], [given[f"slot{i}"] for i in range(slots)])
+        return self.fired(timer, at, key, state, **{name: given[name] for name in names[slots + 1 :]})
+
+    callback.__name__ = f"on_{timer}"
+    callback.__signature__ = _signature(  # type: ignore[attr-defined]
+        ["self"], {"at": beam.DoFn.TimestampParam, "key": beam.DoFn.KeyParam, **params}
+    )
+    return callback
+
+
+def _signature(first: Sequence[str], params: Mapping[str, Any]) -> Signature:
     kind = Parameter.POSITIONAL_OR_KEYWORD
-    process.__signature__ = Signature(  # type: ignore[attr-defined]
+    return Signature(
         [
-            Parameter("self", kind),
-            Parameter("element", kind),
+            *(Parameter(name, kind) for name in first),
             *(Parameter(name, kind, default=param) for name, param in params.items()),
         ]
     )
-    return process

@@ -61,7 +61,7 @@ def partial(batch: pa.RecordBatch, sessions: Sessions) -> pa.RecordBatch:
         raise ValueError("a row has no event_time, or null in all key columns; reject such rows before")
     batch = replace(batch, {"page_url": distinct(batch.column("page_url"))})
     times = int64_values(as_type(batch.column("event_time"), TIME))
-    keys = [_key(batch, name) for name in sessions.by]
+    keys = [key_of(batch, name) for name in sessions.by]
     codes = _codes(keys)
     order = np.lexsort((times, codes))
     times, codes = times[order], codes[order]
@@ -220,7 +220,7 @@ def _latest(codes: I64, ends: I64) -> I64:
     return ends[ascending[np.maximum.accumulate(below + rank) - below]]
 
 
-def _key(batch: pa.RecordBatch, name: str) -> pa.Array:
+def key_of(batch: pa.RecordBatch, name: str) -> pa.Array:
     """Returns a key column, plain, of its declared type if it is one of ours: equal keys have one type in all batches."""
     values, is_ = plain(batch.column(name)), pa.types
     if is_.is_nested(values.type) or is_.is_floating(values.type) or is_.is_decimal(values.type):

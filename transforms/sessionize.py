@@ -5,7 +5,6 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
@@ -16,19 +15,19 @@ from apache_beam.utils.timestamp import Timestamp
 
 from headrace.schemas.columns import RAW
 from headrace.schemas.errors import ConfigError
-from headrace.transforms.base import Outcome, Results
-from headrace.transforms.batches import column
+from headrace.transforms.base import LateResults, Outcome
+from headrace.transforms.batches import column, replace
 from headrace.transforms.coders import register_coders
 from headrace.transforms.conditions import matches
-from headrace.transforms.hashing import hash_columns, present
+from headrace.transforms.group_by_user import pieces
+from headrace.transforms.hashing import present
 from headrace.transforms.merge_partials import MergePartials
 from headrace.transforms.rejects import no_rejects, rejected
 from headrace.transforms.session_definitions import Sessions
-from headrace.transforms.session_partials import finish, has_key, merge, partial, require
+from headrace.transforms.session_partials import finish, has_key, key_of, merge, partial, require
+from headrace.transforms.sessionize_stream import BATCH_ROWS, STAGE, SessionizeStream
 
-STAGE = "sessions"
 NO_TIME, NO_KEY = "no_time", "no_key"
-BATCH_ROWS = 16_384
 
 
 def split_keyless(batch: pa.RecordBatch, sessions: Sessions) -> Outcome:
@@ -66,11 +65,14 @@ class Sessionize(beam.PTransform):
     in each batch, and only these partial tables are shuffled, by the hash of the key. A replay gives the same sessions. Stateless
     but for the aggregation itself.
 
-    Sessions are cut at the input's windows: batches in one window are taken together, and a session that goes on in a batch of the
-    next window is a second one there. So bounded input is best left in the global window. Unbounded input in the global window
-    needs a trigger, as with the default one nothing would ever come out. Trigger, accumulation mode and allowed lateness of the
-    input hold for the sessions: with ACCUMULATING each firing gives all sessions of the window so far, with DISCARDING those of the
-    new rows alone.
+    *Bounded* input: sessions are cut at the input's windows, if it has any: batches in one window are taken together, and a
+    session that goes on in a batch of the next window is a second one there. Nothing is late, and ``allowed_lateness`` changes
+    nothing.
+
+    *Unbounded* input, in the global window: a session comes out once, when the watermark is ``gap`` and ``allowed_lateness``
+    beyond its last event, so that no row that is in time can change it any more. Rows further behind the watermark are in
+    ``.late``, so that nothing is dropped; sessions of the others are those of a batch. Stateful by shard; exactly once where the
+    runner's state is.
 
     Input: batches with the columns of :data:`headrace.transforms.session_definitions.READ`, so after ``Enrich``, the key columns
     and those of ``where``; masked, as they may be shuffled.
@@ -85,11 +87,13 @@ class Sessionize(beam.PTransform):
         by: key columns, whose values name the visitor; null is a value of its own in a row where another is not null.
         where: which events count: column → value, or list of values, as for
             :func:`headrace.transforms.conditions.conditions`; all if empty.
-        shards: over how many keys the sessions are spread; the sessions of each have to fit in a worker's memory.
+        shards: over how many keys the sessions are spread; the sessions of each have to fit in a worker's memory, those of a
+            stream while they are open.
+        allowed_lateness: how far behind the watermark of a stream an event may come.
 
     Raises:
-        ConfigError: an argument as described in its message; the input is unbounded, in the global window and has the default
-            trigger, or is in sliding or merging windows; a batch lacks a column, or has one of a type that it can't have.
+        ConfigError: an argument as described in its message; the input is in sliding or merging windows, or is unbounded and in
+            windows or has a trigger of its own; a batch lacks a column, or has one of a type that it can't have.
         OverflowError: the revenue of a session in one currency has more than 38 digits.
     """
 
@@ -100,6 +104,7 @@ class Sessionize(beam.PTransform):
         by: Iterable[str] = ("user_id",),
         where: Mapping[str, object] | None = None,
         shards: int = 16,
+        allowed_lateness: timedelta = timedelta(minutes=5),
     ) -> None:
         super().__init__()
         groups = by if isinstance(by, str) else tuple(by)
@@ -107,41 +112,37 @@ class Sessionize(beam.PTransform):
         if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= 1024:
             raise ConfigError(f"Sessionize(shards={shards!r}): must be a whole number from 1 to 1024")
         self._shards = shards
+        self._stream = SessionizeStream(self._sessions, allowed_lateness)
 
     @beam.typehints.no_annotations
-    def expand(self, batches: PCollection) -> Results:
+    def expand(self, batches: PCollection) -> LateResults:
         windowing = batches.windowing
         _check_windows(windowing.windowfn)
-        if (
-            not batches.is_bounded
-            and isinstance(windowing.windowfn, GlobalWindows)
-            and isinstance(windowing.triggerfn, DefaultTrigger)
+        if not batches.is_bounded and not (
+            isinstance(windowing.windowfn, GlobalWindows) and isinstance(windowing.triggerfn, DefaultTrigger)
         ):
             raise ConfigError(
-                "Sessionize on unbounded input in the global window with the default trigger would never give a session; "
-                "put the input in windows that are longer than sessions, e.g. beam.WindowInto(FixedWindows(86_400)), "
-                "or set a trigger"
+                f"Sessionize on unbounded input in {type(windowing.windowfn).__name__} with {windowing.triggerfn}: sessions come "
+                "out by gap= and allowed_lateness=, so these would be ignored; apply it before that WindowInto, or put "
+                "beam.WindowInto(GlobalWindows()) before it"
             )
         register_coders()
-        parts = batches | "Partials" >> beam.ParDo(
-            _PartialFn(self._sessions, self._shards)
-        ).with_output_types(tuple[int, pa.RecordBatch], rejected=pa.RecordBatch).with_outputs(
-            "rejected", main="partials"
-        )
+        parts = batches | "Cut" >> beam.ParDo(
+            _CutFn(self._sessions, self._shards, merge_rows=batches.is_bounded)
+        ).with_output_types(
+            tuple[int, pa.RecordBatch], rejected=pa.RecordBatch, late=pa.RecordBatch
+        ).with_outputs("rejected", "late", main="cut")
+        if not batches.is_bounded:
+            done = parts.cut | "Stream" >> self._stream
+            return LateResults(done.finished, parts.rejected, done.late)
         results = (
-            parts.partials
+            parts.cut
             | "EarliestTime"
-            >> beam.WindowInto(
-                windowing.windowfn,
-                trigger=windowing.triggerfn,
-                accumulation_mode=windowing.accumulation_mode,
-                timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
-                allowed_lateness=windowing.allowed_lateness,
-            )
+            >> beam.WindowInto(windowing.windowfn, timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST)
             | "Merge" >> beam.CombinePerKey(MergePartials(merge, self._sessions))
             | "Finish" >> beam.ParDo(_FinishFn(self._sessions)).with_output_types(pa.RecordBatch)
         )
-        return Results(results, parts.rejected)
+        return LateResults(results, parts.rejected, parts.late)
 
 
 def _check_windows(windowfn: WindowFn) -> None:
@@ -158,12 +159,17 @@ def _check_windows(windowfn: WindowFn) -> None:
         )
 
 
-class _PartialFn(beam.DoFn):
-    """Finds the runs of each batch, and emits one partial a shard."""
+class _CutFn(beam.DoFn):
+    """Cuts each batch by shard of the key.
 
-    def __init__(self, sessions: Sessions, shards: int) -> None:
+    Args:
+        merge_rows: emit the runs of the rows, not the rows themselves; those of a stream are needed to tell which are late.
+    """
+
+    def __init__(self, sessions: Sessions, shards: int, *, merge_rows: bool) -> None:
         self._sessions = sessions
         self._shards = shards
+        self._merge_rows = merge_rows
 
     def process(
         self, batch: pa.RecordBatch
@@ -177,17 +183,12 @@ class _PartialFn(beam.DoFn):
             Metrics.counter(f"headrace.{STAGE}", name).inc(rows)
         if lost.num_rows:
             yield TaggedOutput("rejected", lost)
-        if kept.num_rows:
-            yield from self._sharded(partial(kept, self._sessions))
-
-    def _sharded(self, part: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-        by = [(i, part.column(n), part.column(n).type) for i, n in enumerate(self._sessions.by)]
-        shard = (hash_columns(by, part.num_rows) % np.uint64(self._shards)).astype(np.int64)
-        part = part.take(pa.array(np.argsort(shard, kind="stable")))
-        ends = np.cumsum(np.bincount(shard, minlength=self._shards)).tolist()
-        for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
-            if end > start:
-                yield number, part.slice(start, end - start)
+        if kept.num_rows and self._merge_rows:
+            yield from pieces(partial(kept, self._sessions), self._sessions.by, self._shards)
+        elif kept.num_rows:
+            keys = {name: key_of(kept, name) for name in self._sessions.by}
+            rows = replace(kept.select(self._sessions.columns()), keys)
+            yield from pieces(rows, self._sessions.by, self._shards)
 
 
 class _FinishFn(beam.DoFn):

@@ -77,6 +77,10 @@ class Firing:
     """Event time in µs after these messages."""
     taken: tuple[dict[int, int], dict[int, int]] = ({}, {})
     """By reader how many of its polls had come from all shards before these messages, and after them."""
+    due: int | None = None
+    """The watermark at which windows fire next; None if no window is open."""
+    due_at: int | None = None
+    """When windows that have changed fire next, by the clock of ``read_at``; None if none waits for that."""
 
 
 class WindowShard:
@@ -218,6 +222,28 @@ class WindowShard:
             {self._names[n]: count for n, count in arrived.kept.items()},
             held.clock.watermark(),
             (taken, held.clock.taken()),
+            held.due if held.due < END else None,
+            self._due_at(held),
+        )
+
+    def receive_next(
+        self,
+        state: ShardState,
+        *,
+        read_at: int,
+        watermark: int | None = None,
+        parts: tuple[tuple[int, pa.RecordBatch], ...] = (),
+    ) -> Firing:
+        """Takes in what comes without a number from the only sender there is, as its next message.
+
+        Args:
+            watermark: event time in µs; None: as before.
+            parts: partials with the numbers of their tables.
+        """
+        held = self._take(state)
+        self._cached = held
+        return self.receive(
+            Message(0, 0, held.clock.taken()[0], watermark, None, read_at, parts=parts), state
         )
 
     def _take(self, state: ShardState) -> WindowState:
@@ -298,6 +324,11 @@ class WindowShard:
 
     def _late_is_due(self, held: WindowState) -> bool:
         return held.now - held.late_at >= self._late_us
+
+    def _due_at(self, held: WindowState) -> int | None:
+        waits = [held.early_at + self._early_us] if held.early_waits and self._early_us else []
+        waits += [held.late_at + self._late_us] if held.late_waits else []
+        return min(waits, default=None)
 
     def _fire(self, held: WindowState, state: ShardState) -> dict[str, pa.Table]:
         """Fires the windows that are due, and drops those that are final."""

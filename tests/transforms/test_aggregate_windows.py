@@ -1,6 +1,8 @@
 """AggregateWindows as a PTransform of its own."""
 
 import pickletools
+import random
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -134,31 +136,25 @@ def test_one_batch_over_many_windows_is_not_late_in_a_stream():
         int((r["window_start"] - START) / MINUTE): r["n"]
         for e in found["accepted"]
         for r in e.value.to_pylist()
+        if r["is_final"]
     }
     assert counts == {i: 1 if i < 15 else 2 for i in range(30)}
-    assert len(found["accepted"]) == 30
+    assert found["late"] == []
 
 
-@pytest.mark.parametrize(
-    ("mode", "counts"),
-    [(AccumulationMode.DISCARDING, [1, 1, 1]), (AccumulationMode.ACCUMULATING, [1, 2, 3])],
-)
-def test_the_trigger_of_the_input_is_kept(mode, counts):
-    start = START.timestamp()
-    stream = test_stream.TestStream(coder=beam.coders.registry.get_coder(int)).advance_watermark_to(start)
-    for second in range(3):
-        stream = stream.add_elements([TimestampedValue(second, start + second)])
-    trigger = AfterWatermark(early=AfterCount(1))
-
+def test_a_trigger_of_unbounded_input_is_refused():
     def build(pipeline):
-        numbers = pipeline | stream.advance_watermark_to_infinity()
-        windowed = numbers | beam.WindowInto(GlobalWindows(), trigger=trigger, accumulation_mode=mode)
+        numbers = pipeline | test_stream.TestStream(coder=beam.coders.registry.get_coder(int))
+        windowed = numbers | beam.WindowInto(
+            GlobalWindows(),
+            trigger=AfterWatermark(early=AfterCount(1)),
+            accumulation_mode=AccumulationMode.DISCARDING,
+        )
         batches = windowed | beam.Map(lambda second: events([row(second)])).with_output_types(pa.RecordBatch)
-        return (batches | AggregateWindows(measures={"n": Count()}))._asdict()
+        return (batches | AggregateWindows())._asdict()
 
-    found = collect(build, stream=True)
-    seen = [r["n"] for e in found["accepted"] for r in e.value.to_pylist()]
-    assert seen[:3] == counts
+    with pytest.raises(ConfigError, match=r"windows fire by early=.*so the trigger would be ignored"):
+        collect(build, stream=True)
 
 
 @pytest.mark.parametrize(
@@ -188,43 +184,135 @@ def test_windows_that_slide_and_top_groups_are_those_of_the_kernel(definition):
         return {"accepted": (pipeline | Batches(batches) | AggregateWindows(**definition)).accepted}
 
     found = [r for e in collect(build)["accepted"] for r in e.value.to_pylist()]
-    assert {(r.pop("pane_index"), r.pop("is_final")) for r in found} == {(0, True)}
-    assert {r.pop("timing") for r in found} == {"on_time"}
+    assert {(r.pop("pane_index"), r.pop("is_final"), r.pop("timing")) for r in found} == {(0, True, "final")}
+    assert {r.pop("window_shard") for r in found} <= {0, 1, 2}
     windows = AggregateWindows(**definition)._windows
     expected = finish(partial(events(rows), windows), windows).to_pylist()
     assert sorted(map(str, found)) == sorted(map(str, expected))
 
 
-def test_each_firing_says_which_it_is():
-    start = START.timestamp()
-    stream = (
-        test_stream.TestStream(coder=beam.coders.registry.get_coder(int))
-        .advance_watermark_to(start)
-        .add_elements([TimestampedValue(1, start + 1)])
-        .add_elements([TimestampedValue(2, start + 2)])
-        .advance_watermark_to(start + 60)
-        .add_elements([TimestampedValue(3, start + 3)])
-        .advance_watermark_to_infinity()
-    )
-    trigger = AfterWatermark(early=AfterCount(1), late=AfterCount(1))
+START_S = START.timestamp()
+
+
+def fired(steps, *, shards: int = 1, **definition) -> dict[str, list[dict]]:
+    """Streams rows and watermarks (seconds after START) through the windows; returns the rows that came out, by output."""
+    stream = test_stream.TestStream(coder=beam.coders.registry.get_coder(int)).advance_watermark_to(START_S)
+    batches = []
+    for step in steps:
+        if isinstance(step, list):
+            stream = stream.add_elements([TimestampedValue(len(batches), START_S + min(t for t, *_ in step))])
+            batches.append(events([row(*r) for r in step]))
+        else:
+            stream = stream.advance_watermark_to(START_S + step)
 
     def build(pipeline):
-        numbers = pipeline | stream
-        more = {
-            "trigger": trigger,
-            "accumulation_mode": AccumulationMode.ACCUMULATING,
-            "allowed_lateness": 600,
-        }
-        windowed = numbers | beam.WindowInto(GlobalWindows(), **more)
-        batches = windowed | beam.Map(lambda second: events([row(second)])).with_output_types(pa.RecordBatch)
-        return {"accepted": (batches | AggregateWindows(measures={"n": Count()})).accepted}
+        numbers = pipeline | stream.advance_watermark_to_infinity()
+        found = numbers | beam.Map(lambda number: batches[number]).with_output_types(pa.RecordBatch)
+        return (found | AggregateWindows(shards=shards, **definition))._asdict()
 
-    seen = [
-        (r["n"], r["pane_index"], r["timing"])
-        for e in collect(build, stream=True)["accepted"]
-        for r in e.value.to_pylist()
+    return {
+        name: [r for e in elements for r in e.value.to_pylist()]
+        for name, elements in collect(build, stream=True).items()
+    }
+
+
+def brief(rows: list[dict], *names: str) -> list[tuple]:
+    return [(int((r["window_start"] - START).total_seconds()), *(r[n] for n in names)) for r in rows]
+
+
+COUNT = {"measures": {"n": Count()}, "early": timedelta(0)}
+
+
+def test_each_firing_says_which_it_is_and_what_is_too_late_is_told():
+    steps = [
+        [(1,), (2,)],
+        60,
+        [(3,)],
+        [(59,), (61,)],
+        60 + 300,
+        [(4, "view"), (62,)],
+        120 + 300,
+        [(63,), (400,)],
     ]
-    assert seen == [(1, 0, "early"), (2, 1, "early"), (2, 2, "on_time"), (3, 3, "late")]
+    found = fired(steps, **COUNT)
+    assert brief(found["accepted"], "event_type", "n", "pane_index", "timing", "is_final") == [
+        (0, "click", 2, 0, "on_time", False),
+        (0, "click", 3, 1, "late", False),
+        (60, "click", 1, 0, "on_time", False),
+        (0, "click", 4, 2, "final", True),
+        (60, "click", 2, 1, "final", True),
+        (360, "click", 1, 0, "final", True),
+    ]
+    assert brief(found["late"], "event_type", "rows") == [(0, "view", 1), (60, "click", 1)]
+
+
+def test_without_lateness_a_window_fires_once():
+    found = fired([[(1,)], 60, [(2,), (61,)], 120], allowed_lateness=timedelta(0), **COUNT)
+    assert brief(found["accepted"], "n", "timing") == [(0, 1, "final"), (60, 1, "final")]
+    assert brief(found["late"], "rows") == [(0, 1)]
+
+
+def test_what_changed_is_taken_back():
+    found = fired([[(1,), (2, "view")], 60, [(3,)]], accumulation="retracting", **COUNT)
+    held: dict = {}
+    for r in found["accepted"]:
+        held[r["event_type"]] = held.get(r["event_type"], 0) + (-1 if r["retraction"] else 1) * r["n"]
+    assert held == {"click": 2, "view": 1}
+
+
+def test_early_firings_come_by_the_clock():
+    stream = (
+        test_stream.TestStream(coder=beam.coders.registry.get_coder(int))
+        .advance_watermark_to(START_S)
+        .add_elements([TimestampedValue(1, START_S + 1)])
+        .advance_processing_time(10_000_000_000)
+        .add_elements([TimestampedValue(2, START_S + 2)])
+    )
+
+    def build(pipeline):
+        numbers = pipeline | stream.advance_watermark_to_infinity()
+        batches = numbers | beam.Map(lambda second: events([row(second)])).with_output_types(pa.RecordBatch)
+        return {"accepted": (batches | AggregateWindows(measures={"n": Count()}, early=MINUTE)).accepted}
+
+    seen = [r for e in collect(build, stream=True)["accepted"] for r in e.value.to_pylist()]
+    assert [(r["n"], r["timing"]) for r in seen] == [
+        (1, "early"),
+        (2, "early"),
+        (2, "on_time"),
+        (2, "final"),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_final_and_late_rows_are_all_rows(seed):
+    chance = random.Random(seed)
+    steps: list = []
+    watermark = 0
+    for _ in range(40):
+        steps.append(
+            [(max(0, watermark + chance.randint(-500, 200)), chance.choice("ab")) for _ in range(20)]
+        )
+        watermark += chance.randint(1, 60)
+        steps.append(watermark)
+    found = fired(
+        steps,
+        shards=3,
+        size=2 * MINUTE,
+        every=MINUTE,
+        allowed_lateness=timedelta(seconds=100),
+        **COUNT,
+    )
+    expected: Counter = Counter()
+    for time, type_ in (r for step in steps if isinstance(step, list) for r in step):
+        expected.update({(time // 60 * 60 - back, type_): 1 for back in (0, 60)})
+    final = [r for r in found["accepted"] if r["is_final"]]
+    assert len({(r["window_start"], r["event_type"]) for r in final}) == len(final)
+    held = Counter({(start, type_): n for start, type_, n in brief(final, "event_type", "n")})
+    late: Counter = Counter()
+    for start, type_, rows in brief(found["late"], "event_type", "rows"):
+        late[start, type_] += rows
+    assert held + late == expected
+    assert sum(late.values()) > 50
 
 
 def test_shards_without_groups_are_refused():
@@ -283,6 +371,20 @@ def test_sliding_windows_are_refused():
     batches = beam.Pipeline(runner="FnApiRunner") | Batches([]) | beam.WindowInto(SlidingWindows(60, 30))
     with pytest.raises(ConfigError, match="would count each row several times"):
         batches | AggregateWindows()
+
+
+@pytest.mark.parametrize("name", ["allowed_lateness", "early"])
+@pytest.mark.parametrize("value", [60, timedelta(seconds=-1)])
+def test_bad_times_are_refused(name, value):
+    with pytest.raises(ConfigError, match=rf"AggregateWindows\({name}=.*timedelta of zero or more"):
+        AggregateWindows(**{name: value})
+
+
+def test_bad_accumulation_and_reserved_names_are_refused():
+    with pytest.raises(ConfigError, match="accumulation='both': must be one of accumulating"):
+        AggregateWindows(accumulation="both")
+    with pytest.raises(ConfigError, match="streams add columns of these names"):
+        AggregateWindows(measures={"pane_index": Count()})
 
 
 @pytest.mark.parametrize("shards", [0, 1025, True, 2.0])

@@ -1,13 +1,14 @@
 """Sessionize as a PTransform of its own."""
 
 import pickletools
+import random
 from datetime import UTC, datetime, timedelta
 
 import apache_beam as beam
 import pyarrow as pa
 import pytest
 from apache_beam.testing import test_stream
-from apache_beam.transforms.trigger import AccumulationMode, AfterCount, AfterWatermark, Repeatedly
+from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
 from apache_beam.transforms.window import (
     FixedWindows,
     GlobalWindows,
@@ -189,51 +190,67 @@ def test_a_timestamp_stays_in_the_window_of_the_batch():
     assert element.micros == element.window.max_timestamp().micros
 
 
-def test_sessions_of_a_stream_are_not_late_for_what_comes_after():
-    """Nothing is emitted behind the watermark, which a grouping downstream would drop."""
-    rows = [row(minute, f"u{minute % 3}") for minute in range(0, 240, 14)]
+def streamed(steps: list, **arguments) -> dict[str, list]:
+    """Streams rows and watermarks (minutes after START) through Sessionize."""
+    batches: list = []
+    stream = test_stream.TestStream(coder=beam.coders.registry.get_coder(int))
+    stream = stream.advance_watermark_to(START.timestamp())
+    for step in steps:
+        if isinstance(step, list):
+            batch, time = stamped(step)
+            stream = stream.add_elements([TimestampedValue(len(batches), time)])
+            batches.append(batch)
+        else:
+            stream = stream.advance_watermark_to(START.timestamp() + 60 * step)
 
     def build(pipeline):
-        batches = read(pipeline | stream_of(rows), rows) | beam.WindowInto(FixedWindows(3600))
-        sessions = (batches | Sessionize(timedelta(minutes=45), shards=2)).accepted
-        keyed = sessions | beam.Map(lambda batch: (0, batch)).with_output_types(tuple[int, pa.RecordBatch])
-        grouped = keyed | "Minutes" >> beam.WindowInto(FixedWindows(60)) | beam.GroupByKey()
-        return {"accepted": grouped | beam.FlatMap(lambda group: group[1]).with_output_types(pa.RecordBatch)}
+        numbers = pipeline | stream.advance_watermark_to_infinity()
+        read = numbers | beam.Map(lambda number: batches[number]).with_output_types(pa.RecordBatch)
+        return (read | Sessionize(**arguments))._asdict()
 
-    found = found_in(collect(build, stream=True)["accepted"])
-    assert sum(count for _, _, count in found) == len(rows)
-    assert len(found) == 12
+    return collect(build, stream=True)
 
 
-@pytest.mark.parametrize(
-    ("mode", "counts"),
-    [(AccumulationMode.DISCARDING, [1, 1, 1]), (AccumulationMode.ACCUMULATING, [1, 2, 3])],
-)
-def test_the_trigger_of_the_input_is_kept(mode, counts):
-    rows = [row(minute) for minute in range(3)]
-    trigger = AfterWatermark(early=AfterCount(1))
-
-    def build(pipeline):
-        numbers = pipeline | stream_of(rows)
-        windowed = numbers | beam.WindowInto(GlobalWindows(), trigger=trigger, accumulation_mode=mode)
-        return {"accepted": (read(windowed, rows) | Sessionize()).accepted}
-
-    found = collect(build, stream=True)["accepted"]
-    assert [r["events"] for e in found for r in e.value.to_pylist()][:3] == counts
+def test_a_session_of_a_stream_comes_once_when_nothing_can_change_it():
+    lateness = timedelta(minutes=10)
+    steps = [[row(0), row(25, "v")], 20, [row(12), row(11, "v")], 39, [row(28), row(29), row(30, "w")], 71]
+    found = streamed([*steps, [row(58), row(75)]], allowed_lateness=lateness)
+    assert found_in(found["accepted"]) == [("u", 0, 4), ("u", 75, 1), ("v", 11, 2), ("w", 30, 1)]
+    assert [r["event_id"] for e in found["late"] for r in e.value.to_pylist()] == ["58"]
 
 
-def test_an_unbounded_input_needs_windows_or_a_trigger():
-    numbers = beam.Pipeline(runner="BundleBasedDirectRunner") | stream_of([])
-    batches = read(numbers, [])
-    with pytest.raises(
-        ConfigError, match=r"would never give a session.*FixedWindows\(86_400\).*or set a trigger"
-    ):
-        batches | "Refused" >> Sessionize()
-    batches | beam.WindowInto(FixedWindows(60)) | "Windows" >> Sessionize()
+def test_the_sessions_of_a_stream_are_those_of_a_batch():
+    chance = random.Random(1)
+    rows = [
+        row(minute + chance.randint(0, 99) / 100, f"u{chance.randint(0, 9)}", device_type=chance.choice("ab"))
+        for minute in range(0, 600, 2)
+    ]
+    blocks = [rows[i : i + 20] for i in range(0, len(rows), 20)]
+    for one, next_ in zip(blocks[::2], blocks[1::2], strict=False):
+        one[:5], next_[:5] = next_[:5], one[:5]
+    steps = [step for i, block in enumerate(blocks) for step in (block, 1 + 40 * i)]
+    found = streamed(steps, allowed_lateness=timedelta(minutes=90), shards=3)
+    assert found["late"] == []
+    expected = finish(merge([partial(events(rows), Sessions())], Sessions()), Sessions()).to_pylist()
+    streamed_rows = [r for e in found["accepted"] for r in e.value.to_pylist()]
+    assert sorted(map(str, streamed_rows)) == sorted(map(str, expected))
+    assert len(found["accepted"]) > 10
+
+
+@pytest.mark.parametrize("windows", [FixedWindows(60), None], ids=["windows", "trigger"])
+def test_windows_and_triggers_of_unbounded_input_are_refused(windows):
     triggered = beam.WindowInto(
         GlobalWindows(), trigger=Repeatedly(AfterCount(5)), accumulation_mode=AccumulationMode.DISCARDING
     )
-    batches | "SetTrigger" >> triggered | "Triggered" >> Sessionize()
+    numbers = beam.Pipeline(runner="BundleBasedDirectRunner") | stream_of([])
+    batches = read(numbers, []) | (beam.WindowInto(windows) if windows else triggered)
+    with pytest.raises(ConfigError, match=r"so these would be ignored.*WindowInto\(GlobalWindows\(\)\)"):
+        batches | Sessionize()
+
+
+def test_a_bad_lateness_is_refused():
+    with pytest.raises(ConfigError, match="allowed_lateness=5: must be a timedelta"):
+        Sessionize(allowed_lateness=5)
 
 
 @pytest.mark.parametrize(
