@@ -126,13 +126,19 @@ def open_stream_output(out: str | os.PathLike[str]) -> StreamOutput:
             )
     lock = OutputLock(folder)
     try:
-        return StreamOutput(folder, _jobs(path), lock)
+        return StreamOutput(folder, read_jobs(folder), lock)
     except BaseException:
         lock.release()
         raise
 
 
-def _jobs(path: Path) -> list[JobRecord]:
+def read_jobs(out: str | os.PathLike[str]) -> list[JobRecord]:
+    """Returns the jobs that wrote to an output, without claiming it; none if it has none yet.
+
+    Raises:
+        ConfigError: the file that lists them is damaged, or of a newer headrace.
+    """
+    path = Path(out) / FILE
     try:
         found = json.loads(path.read_bytes())
         if found["format"] != FORMAT:

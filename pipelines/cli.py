@@ -22,6 +22,7 @@ _COMMANDS = {
     "simulate": "simulate",
     "schemas": "app",
     "explain": "explain",
+    "quarantine": "app",
     "report": "report",
     "runners": "app",
     "doctor": "doctor",

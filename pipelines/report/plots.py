@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 COLOURS = ("#2f6fb3", "#e08a2e", "#3d9a63", "#b5475a", "#7a62a8", "#8a8f98", "#c9b037")
 INK, FAINT = "#2b2f36", "#d9dde3"
-_SETTINGS: Any = {
+SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "headrace",
     "font.family": "sans-serif",
@@ -53,22 +53,22 @@ def over_time(points: Sequence[tuple[datetime, str, int]], width: timedelta, lab
     named = [(at, "others" if name in rest else name, value) for at, name, value in points]
     times, series = _series(named, width)
     ordered = {name: series[name] for name in [*names[:MOST_SERIES], *(["others"] if rest else [])]}
-    with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _figure(9.6, 2.7)
+    with matplotlib.rc_context(SETTINGS):
+        figure, axes = new_figure(9.6, 2.7)
         axes.stackplot(times, list(ordered.values()), labels=list(ordered), colors=COLOURS, linewidth=0)
         axes.set_ylim(bottom=0)
-        _time_axis(axes, times, width)
+        time_axis(axes, times, width)
         axes.set_ylabel(label)
         if len(ordered) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False, fontsize=8.5)
-        return _svg(figure)
+        return svg(figure)
 
 
 def small_multiples(points: Points, width: timedelta, names: Sequence[str]) -> str:
     """Plots each series over time on axes of its own, since they have different units."""
     times, series = _series(points, width)
     rows = -(-len(names) // 3)
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(9.6, 0.3 + 1.55 * rows), layout="constrained")
         for n, name in enumerate(names):
             axes = figure.add_subplot(rows, 3, n + 1)
@@ -77,8 +77,8 @@ def small_multiples(points: Points, width: timedelta, names: Sequence[str]) -> s
             axes.plot(times, series[name], color=COLOURS[0], linewidth=1.3)
             axes.fill_between(times, series[name], color=COLOURS[0], alpha=0.15, linewidth=0)
             axes.set_title(name, fontsize=9, loc="left")
-            _time_axis(axes, times, width, ticks=4)
-        return _svg(figure)
+            time_axis(axes, times, width, ticks=4)
+        return svg(figure)
 
 
 def _series(points: Points, width: timedelta) -> tuple[Floats, dict[str, Floats]]:
@@ -91,7 +91,7 @@ def _series(points: Points, width: timedelta) -> tuple[Floats, dict[str, Floats]
     return np.array([date2num(first + width * n) for n in range(count)]), series
 
 
-def _time_axis(axes: Axes, times: Floats, width: timedelta, ticks: int = 9) -> None:
+def time_axis(axes: Axes, times: Floats, width: timedelta, ticks: int = 9) -> None:
     first, last = float(times[0]), float(times[-1])
     axes.set_xlim(first, last if last > first else first + width / timedelta(days=1))
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -113,8 +113,8 @@ def bars(
     """
     names = [_short(name) for name, _ in rows]
     values = [float(value) for _, value in rows]
-    with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _figure(9.6 if wide else 4.7, 0.55 + 0.27 * len(rows))
+    with matplotlib.rc_context(SETTINGS):
+        figure, axes = new_figure(9.6 if wide else 4.7, 0.55 + 0.27 * len(rows))
         at = np.arange(len(rows))[::-1]
         axes.barh(at, values, color=COLOURS[0], height=0.66)
         axes.set_yticks(at, names)
@@ -129,10 +129,10 @@ def bars(
             text = f"{value:.1%}" if percent else f"{value:,.0f}"
             more = f" · {notes[n]}" if notes else ""
             axes.text(value + most * 0.012, y, text + more, va="center", fontsize=8.5)
-        return _svg(figure)
+        return svg(figure)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     _bare(axes)
@@ -144,7 +144,7 @@ def _bare(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """Returns the picture as an element for a page: without its head, scaled to the width it is given."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})

@@ -1,0 +1,1 @@
+"""What lies in an output's quarantine: counted, searched for patterns, shown and exported."""

@@ -1,0 +1,1 @@
+"""Replay: rejected rows through the stages again, with fixes."""
