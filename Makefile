@@ -51,6 +51,7 @@ bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.run
 	@$(BIN)/python -m benchmarks.windows
 	@$(BIN)/python -m benchmarks.nightly
+	@$(BIN)/python -m benchmarks.replay
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
