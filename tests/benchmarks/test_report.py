@@ -119,6 +119,7 @@ def test_measure_tells_how_a_run_failed(tmp_path: Path) -> None:
         measure([sys.executable, "-c", "print('no luck'); raise SystemExit(3)"], log=tmp_path / "log")
 
 
+@pytest.mark.integration
 def test_the_runner_measures_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fates = mixed()
     source = tmp_path / "events.jsonl"

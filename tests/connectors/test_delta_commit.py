@@ -105,6 +105,7 @@ def test_a_commit_is_not_repeated(tmp_path):
     assert rows_in(tmp_path) == 12
 
 
+@pytest.mark.integration
 def test_a_run_killed_before_its_commit_leaves_the_table_as_it_was_and_is_repeated(tmp_path):
     made(tmp_path)
     log = sorted(os.listdir(tmp_path / "_delta_log"))

@@ -593,6 +593,7 @@ def test_time_ends_a_poll(tmp_path: Path) -> None:
     assert stream.reader.poll(1000, 60.0).batch.num_rows == 4
 
 
+@pytest.mark.integration
 def test_twenty_thousand_files(tmp_path: Path) -> None:
     rng = random.Random(3)
     names = [f"{folder}/{rng.getrandbits(64):016x}.jsonl" for folder in range(20) for _ in range(1000)]

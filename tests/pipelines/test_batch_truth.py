@@ -45,6 +45,7 @@ def classes_of(found: dict[str, Any]) -> dict[str, int]:
     return classes
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("seed", "family", "split_bytes"), [(3, None, 1 << 18), (4, "weblog", 1 << 16)])
 def test_every_verdict_and_measure_is_the_truth(
     seed: int, family: str | None, split_bytes: int, tmp_path: Path, key: Path, warm: None
@@ -78,6 +79,7 @@ def test_every_verdict_and_measure_is_the_truth(
     assert result.top_event_types[0] == max(truth["event_types"].items(), key=lambda item: item[1])
 
 
+@pytest.mark.integration
 def test_business_rules_take_their_rows_from_the_accepted_ones(tmp_path: Path, key: Path, warm: None) -> None:
     simulation = simulate(600, 5, fault_rate=0.2)
     source = tmp_path / "events.jsonl"
@@ -157,6 +159,7 @@ class Oracle:
         return Decimal(str(item)) if child.get("x-decimal") else item
 
 
+@pytest.mark.integration
 def test_accepted_rows_are_what_a_row_wise_reading_of_the_schemas_gives(
     tmp_path: Path, key: Path, warm: None
 ) -> None:

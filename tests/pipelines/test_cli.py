@@ -172,6 +172,7 @@ def test_the_default_key_is_created_where_the_variable_says(
     assert (tmp_path / "mine").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("arguments", [["--help"], ["simulate", "--events", "3"], ["schemas", "list"]])
 def test_light_commands_do_not_wait_for_beam(arguments: list[str]) -> None:
     code = (
@@ -185,6 +186,7 @@ def test_light_commands_do_not_wait_for_beam(arguments: list[str]) -> None:
     assert done.stderr.splitlines()[-1] == "light 0"
 
 
+@pytest.mark.integration
 def test_the_script_is_installed_and_ends_with_the_code(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("headrace")
     done = subprocess.run(

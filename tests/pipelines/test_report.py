@@ -56,6 +56,7 @@ class Checked(HTMLParser):
         self.text += data
 
 
+@pytest.mark.integration
 def test_the_page_is_whole_and_loads_nothing(out: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert write_report(out, page) == page.stat().st_size < 1_000_000
@@ -72,6 +73,7 @@ def test_the_page_is_whole_and_loads_nothing(out: Path, tmp_path: Path) -> None:
         ElementTree.fromstring(plot)
 
 
+@pytest.mark.integration
 def test_it_holds_no_event_and_no_user(out: Path, tmp_path: Path) -> None:
     write_report(out, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
@@ -127,6 +129,7 @@ def test_many_series_become_a_few_and_nothing_is_lost() -> None:
     assert "a" * 33 + "…" in bars([("a" * 50, 3.0)])
 
 
+@pytest.mark.integration
 def test_the_command(out: Path, tmp_path: Path) -> None:
 
     done = CliRunner().invoke(app, ["report", str(out), "--page", str(tmp_path / "p.html")])

@@ -140,6 +140,7 @@ def test_a_ledger_that_does_not_balance_ends_with_3(flags: list[str], fake: Fake
     assert code == 3 and "error: rows in 5 ≠ accepted 2 + rejected 2: 1 row is missing" in error
 
 
+@pytest.mark.integration
 def test_a_dry_run_makes_a_whole_job_for_dataflow_without_credentials(tmp_path: Path, key: Path) -> None:
     args = ("--source", "kafka://127.0.0.1:1/t", "--output", str(tmp_path / "out"), "--key-file", str(key))
     cloud = ("--runner", "dataflow", "--region=europe-west1", "--temp_location=gs://bucket/tmp")

@@ -62,6 +62,7 @@ def require_equal(out: Path) -> dict[str, int]:
     return sizes
 
 
+@pytest.mark.integration
 def test_simulated_events(tmp_path: Path, key: Path, warm: None) -> None:
     simulation = simulate(6000, 21, fault_rate=0.1, span=timedelta(hours=3))
     source = tmp_path / "events.jsonl"
@@ -72,6 +73,7 @@ def test_simulated_events(tmp_path: Path, key: Path, warm: None) -> None:
     assert min(sizes.values()) > 0
 
 
+@pytest.mark.integration
 def test_a_real_log(tmp_path: Path, key: Path, warm: None) -> None:
     now = datetime.fromisoformat("2015-05-20T23:59:59Z")
     run(LOG, tmp_path / "out", key, now=now, format="weblog", max_age_seconds=10 * 86_400)

@@ -31,6 +31,7 @@ def test_the_rooms_are_those_of_the_packaging() -> None:
     assert re.findall(r'"(\w+)"', stated[1]) == list(ROOMS)
 
 
+@pytest.mark.integration
 def test_the_sdist_has_all_modules_and_schemas_and_nothing_compiled(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/src/")[2] for name in archive.getnames()}

@@ -356,6 +356,7 @@ def test_the_cluster_folder_is_named_by_the_environment(
     assert cluster_folder() == Path.home() / ".cache" / "headrace" / "cluster"
 
 
+@pytest.mark.integration
 def test_two_that_start_the_same_server_at_once_start_it_once(tmp_path: Path) -> None:
     code = (
         "import sys; from tests.runners.test_servers import Sleeper; "

@@ -42,6 +42,7 @@ def test_every_file_of_the_wheel_is_recorded_with_its_checksum(source: Path, tmp
     assert "Root-Is-Purelib: true" in content[f"{stem}.dist-info/WHEEL"].decode()
 
 
+@pytest.mark.integration
 def test_the_sdist_of_equal_trees_is_equal_and_builds_an_equal_wheel(source: Path, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("first", "second", "third", "fourth")]
     for folder in folders:

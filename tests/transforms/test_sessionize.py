@@ -219,6 +219,7 @@ def test_a_session_of_a_stream_comes_once_when_nothing_can_change_it():
     assert [r["event_id"] for e in found["late"] for r in e.value.to_pylist()] == ["58"]
 
 
+@pytest.mark.integration
 def test_the_sessions_of_a_stream_are_those_of_a_batch():
     chance = random.Random(1)
     rows = [

@@ -31,6 +31,8 @@ from tests.pipelines.quarantine.planted import (
     write_output,
 )
 
+pytestmark = pytest.mark.integration
+
 HOUR = timedelta(hours=1)
 ENUM = [Failure("enum", "/event_type", 'expected one of "click", "search"')]
 PRICE = [Failure("type", "/properties/price", "expected number, found string")]

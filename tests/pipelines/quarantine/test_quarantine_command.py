@@ -133,6 +133,7 @@ def test_rows_are_counted_by_any_columns_that_may_be_shown(planted: Path) -> Non
         assert (code, message in error) == (2, True), error
 
 
+@pytest.mark.integration
 def test_the_page_is_whole_loads_nothing_and_shows_the_pattern(planted: Path, tmp_path: Path) -> None:
     page = tmp_path / "q.html"
     code, _, error = run("summary", planted, "--html", page)

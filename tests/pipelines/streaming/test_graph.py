@@ -68,6 +68,7 @@ def test_rows_wait_for_final_bundles_where_bundles_are_tried_again(
     assert asking == (["Commit"] if retries else [])
 
 
+@pytest.mark.integration
 def test_stream_and_batch_write_the_same(
     simulated: tuple[Path, SimulationSummary], tmp_path: Path, key: Path, warm: None
 ) -> None:
@@ -99,6 +100,7 @@ def test_stream_and_batch_write_the_same(
         assert sorted(without(found, *added), key=order) == sorted(expected, key=order)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("readers", "shards", "window_shards"), [(1, 1, 1), (2, 5, 3)])
 def test_the_lake_does_not_depend_on_readers_shards_and_order(
     readers: int,

@@ -207,6 +207,7 @@ def test_copies_of_what_the_job_before_accepted_are_known(tmp_path: Path, key: P
     check_windows(tmp_path / "out")
 
 
+@pytest.mark.integration
 def test_the_same_command_reads_nothing_twice(
     simulated: tuple[Path, SimulationSummary], tmp_path: Path, key: Path, warm: None
 ) -> None:

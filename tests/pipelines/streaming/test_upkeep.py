@@ -134,6 +134,7 @@ def test_what_fails_is_logged_and_the_other_tables_are_kept(
     assert "upkeep of table events" in caplog.text and str(error) in caplog.text
 
 
+@pytest.mark.integration
 def test_the_process_works_until_the_stream_ends(out: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), UpkeepProcess(out, 0.1) as running:
         wait_for(lambda: "table events: 32 small files became 1" in caplog.text)
@@ -154,6 +155,7 @@ def test_no_process_where_none_is_wanted(out: Path) -> None:
         assert off._process is None
 
 
+@pytest.mark.integration
 def test_it_ends_with_a_stream_that_was_killed(out: Path) -> None:
     """Its standard input ends with the launcher."""
     process = subprocess.Popen(
