@@ -78,9 +78,7 @@ class GroupByUser(beam.PTransform):
             )
         panes = panes_of(windowfn, self._name)
         register_coders()
-        cut = batches | "Cut" >> beam.ParDo(_CutFn(panes, *self._arguments)).with_output_types(
-            tuple[int, pa.RecordBatch], rejected=pa.RecordBatch
-        ).with_outputs("rejected", main="cut")
+        cut = batches | "Cut" >> cut_by_user(*self._arguments, panes=panes)
         grouped = (
             cut.cut
             | "OnePane"
@@ -93,6 +91,33 @@ class GroupByUser(beam.PTransform):
             | "Group" >> beam.GroupByKey()
         )
         return ByUser(grouped, cut.rejected)
+
+
+def cut_by_user(
+    stage: str,
+    by: tuple[str, ...],
+    shards: int,
+    split: Callable[[pa.RecordBatch], Outcome],
+    prepare: Callable[[pa.RecordBatch], pa.RecordBatch],
+    *,
+    panes: tuple[int, int] | None = None,
+) -> beam.PTransform:
+    """Returns what cuts batches by shard of the user, and by window; outputs ``cut`` and ``rejected``."""
+    return (
+        beam.ParDo(_CutFn(panes, stage, by, shards, split, prepare))
+        .with_output_types(tuple[int, pa.RecordBatch], rejected=pa.RecordBatch)
+        .with_outputs("rejected", main="cut")
+    )
+
+
+def require_default_trigger(batches: PCollection, name: str) -> None:
+    """Refuses a trigger that a transform with a clock of its own would ignore."""
+    trigger = batches.windowing.triggerfn
+    if not isinstance(trigger, DefaultTrigger):
+        raise ConfigError(
+            f"{name} on unbounded input with the trigger {trigger}: it publishes by every=, so the trigger would be ignored; apply "
+            "it before that WindowInto, or put beam.WindowInto(GlobalWindows()) before it"
+        )
 
 
 class _CutFn(beam.DoFn):

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Literal
 
 import apache_beam as beam
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.pvalue import PCollection
-from apache_beam.transforms.window import TimestampedValue
+from apache_beam.transforms.window import GlobalWindows, TimestampedValue
 
 from headrace.schemas.columns import CODE, MONEY, STRING, TIME
 from headrace.schemas.errors import ConfigError
@@ -22,14 +23,17 @@ from headrace.transforms.group_by_user import (
     BATCH_ROWS,
     GroupByUser,
     check_shards,
+    cut_by_user,
     joined,
     plain_columns,
     require,
+    require_default_trigger,
     sorted_by,
     split_rows,
 )
 from headrace.transforms.grouping import Groups, codes_of, sum_decimals
 from headrace.transforms.hashing import int64_values
+from headrace.transforms.roll_profiles import RollProfiles
 
 STAGE = "profile_users"
 TABLES = ("profiles", "state")
@@ -179,10 +183,15 @@ class ProfileUsers(beam.PTransform):
     Exact, and independent of the order of rows and of how they are cut into batches; a replay gives the same output. States of
     disjoint events can be kept and merged later (:func:`merge`, :func:`finish`): yesterday's state and today's give tomorrow's.
 
-    Bounded input in the GlobalWindow gives one result. Input in FixedWindows, bounded or not, gives one a window: of the rows whose
-    ``event_time`` lies in it, whatever windows the batches are in. The input's trigger and allowed lateness are not kept: there is
-    one pane, when the watermark passes the window's end; Beam drops what comes later. Rows are summed up by user in each batch, and
-    only that is shuffled; that of one shard is in memory together.
+    Bounded input in the GlobalWindow gives one result. Unbounded input in the GlobalWindow gives a *rolling* one: the users that
+    changed, each with all that is known of it, every ``every`` by the worker's clock and at the end of the input; of several rows
+    of a user the one with most ``events`` is the newest. No event is too late for it. Its state is that of all users, and grows
+    with their number.
+
+    Input in FixedWindows, bounded or not, gives one result a window: of the rows whose ``event_time`` lies in it, whatever windows
+    the batches are in; there is one pane, when the watermark passes the window's end, and Beam drops what comes later. Triggers are
+    refused on unbounded input in the GlobalWindow, and not kept elsewhere. Rows are summed up by user in each batch, and only that
+    is shuffled; that of one shard is in memory together.
 
     Input: batches with ``user_id``, ``event_time`` (UTC, microseconds), ``category``, ``currency``, ``revenue`` and the columns of
     ``purchases``; masked, as they may be shuffled.
@@ -194,10 +203,11 @@ class ProfileUsers(beam.PTransform):
         table: ``profiles``, or ``state`` to merge it with others.
         purchases: conditions on columns (:func:`headrace.transforms.conditions.conditions`): which events are purchases.
         shards: over how many keys users are spread.
+        every: how often users that changed are published, of unbounded input in the GlobalWindow.
 
     Raises:
-        ConfigError: an argument as described in its message; unbounded input in the GlobalWindow, or input in other windows than
-            those above; a batch lacks a column.
+        ConfigError: an argument as described in its message; input in other windows than those above, or with a trigger; a batch
+            lacks a column.
         OverflowError: a sum has more than 38 digits.
 
     Example:
@@ -210,8 +220,11 @@ class ProfileUsers(beam.PTransform):
         *,
         purchases: Mapping[str, object] = PURCHASES,
         shards: int = 16,
+        every: timedelta = timedelta(seconds=30),
     ) -> None:
         super().__init__()
+        if not isinstance(every, timedelta) or every <= timedelta(0):
+            raise ConfigError(f"every={every!r}: must be a timedelta above zero, e.g. timedelta(seconds=30)")
         if table not in TABLES:
             raise ConfigError(f"table={table!r}: must be one of {', '.join(TABLES)}")
         if not purchases:
@@ -219,6 +232,7 @@ class ProfileUsers(beam.PTransform):
         self._table = table
         self._purchases = conditions(purchases, "purchases")
         self._shards = check_shards("ProfileUsers", shards)
+        self._every = every
 
     @beam.typehints.no_annotations
     def expand(self, batches: PCollection) -> Results:
@@ -226,10 +240,20 @@ class ProfileUsers(beam.PTransform):
         by = ("user_id",)
         split = functools.partial(split_rows, stage=STAGE, by=by)
         prepare = functools.partial(partial, purchases=self._purchases)
+        if not batches.is_bounded and isinstance(batches.windowing.windowfn, GlobalWindows):
+            require_default_trigger(batches, "ProfileUsers")
+            cut = batches | "Cut" >> cut_by_user(STAGE, by, self._shards, split, prepare)
+            finished = _finish_state if self._table == "profiles" else merge
+            rolled = cut.cut | "Rolling" >> RollProfiles(merge, finished, self._every)
+            return Results(rolled, cut.rejected)
         by_user = GroupByUser("ProfileUsers", STAGE, by, self._shards, split, prepare)
         grouped, rejects = batches | "ByUser" >> by_user
         merged = grouped | "Merge" >> beam.ParDo(_MergeFn(self._table)).with_output_types(pa.RecordBatch)
         return Results(merged, rejects)
+
+
+def _finish_state(states: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    return finish(merge(states))
 
 
 class _MergeFn(beam.DoFn):

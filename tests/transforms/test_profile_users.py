@@ -11,7 +11,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.transforms.window import FixedWindows
+from apache_beam.testing import test_stream
+from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, TimestampedValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,11 +231,38 @@ def test_bad_arguments_are_refused(arguments, message):
         ProfileUsers(**arguments)
 
 
-def test_unbounded_input_in_the_global_window_is_refused():
+def test_a_trigger_of_unbounded_input_is_refused():
     batches = beam.Pipeline(runner="FnApiRunner") | Batches([])
     batches.is_bounded = False
-    with pytest.raises(ConfigError, match="ProfileUsers on unbounded input in the GlobalWindow"):
-        batches | ProfileUsers()
+    triggered = beam.WindowInto(
+        GlobalWindows(), trigger=Repeatedly(AfterCount(5)), accumulation_mode=AccumulationMode.DISCARDING
+    )
+    with pytest.raises(ConfigError, match=r"publishes by every=, so the trigger would be ignored"):
+        batches | triggered | ProfileUsers()
+    with pytest.raises(ConfigError, match="every=0: must be a timedelta above zero"):
+        ProfileUsers(every=0)
+
+
+def test_unbounded_input_gives_users_that_changed_as_they_are():
+    batches = [[event("u", 1), event("v", 2)], [event("u", 3, "purchase", "toys", "5")], [event("v", 4)]]
+    stream = test_stream.TestStream(coder=beam.coders.registry.get_coder(int)).advance_watermark_to(
+        START.timestamp()
+    )
+    for number, rows in enumerate(batches):
+        time = min(r["event_time"] for r in rows).timestamp()
+        stream = stream.add_elements([TimestampedValue(number, time)])
+        stream = stream.advance_processing_time(10_000_000_000) if number < 2 else stream
+
+    def build(pipeline):
+        numbers = pipeline | stream.advance_watermark_to_infinity()
+        read = numbers | beam.Map(lambda n: events(batches[n])).with_output_types(pa.RecordBatch)
+        return (read | ProfileUsers(shards=1))._asdict()
+
+    found = [e.value.to_pylist() for e in collect(build, stream=True)["accepted"]]
+    seen = [[(r["user_id"], r["events"], r["purchases"]) for r in rows] for rows in found]
+    assert seen == [[("u", 1, 0), ("v", 1, 0)], [("u", 2, 1)], [("v", 2, 0)]]
+    whole = finish(partial(events([r for rows in batches for r in rows]))).to_pylist()
+    assert {r["user_id"]: r for rows in found for r in rows} == {r["user_id"]: r for r in whole}
 
 
 def test_documented_examples_run():
