@@ -26,13 +26,13 @@ def parquet_ranges(path: str, compression: str, split_bytes: int) -> list[tuple[
     Raises:
         InputError: the footer can't be read, or the columns can't be made into a document.
     """
-    with _open(path, compression, None) as (file, _):
+    with open_parquet(path, compression, None) as (file, _):
         paths_of(file.schema_arrow.names, path)
         meta = file.metadata
         ranges = []
         start, size, first, row = 0, 0, 1, 1
         for group in range(meta.num_row_groups):
-            size += _stored_bytes(meta.row_group(group))
+            size += stored_bytes(meta.row_group(group))
             row += meta.row_group(group).num_rows
             if (size >= split_bytes and compression == "plain") or group == meta.num_row_groups - 1:
                 ranges.append((start, group + 1, first))
@@ -55,15 +55,15 @@ def read_parquet(
         InputError: the file is missing, unreadable or has changed; for one inside gzip or zstd, more than 256 MiB.
     """
     rows = RowBuffer(BlockBuilder(split.origin, ingest_time))
-    with _open(split.path, split.compression, split.size_bytes) as (file, source):
+    with open_parquet(split.path, split.compression, split.size_bytes) as (file, source):
         names = file.schema_arrow.names
-        make = _Documents(dict(zip(names, paths_of(names, split.path), strict=True)), mapping)
+        make = Documents(dict(zip(names, paths_of(names, split.path), strict=True)), mapping)
         position, done = split.first_record, 0
         for number in range(split.start, split.end):
             group = file.metadata.row_group(number)
             left = group.num_rows
             try:
-                for batch in file.iter_batches(_batch_rows(group), row_groups=[number], use_threads=False):
+                for batch in file.iter_batches(rows_at_once(group), row_groups=[number], use_threads=False):
                     if len(rows):
                         yield rows.take(len(rows), done)
                     for i, (document, fault) in enumerate(make(batch)):
@@ -74,9 +74,9 @@ def read_parquet(
                 broken = True
             else:
                 broken = left > 0
-            done += _stored_bytes(group)
+            done += stored_bytes(group)
             if broken:
-                source.seek(_offset(group))
+                source.seek(offset_of(group))
                 rows.add(source.read(FAULT_BYTES), position, "broken_block")
                 position += left
             if len(rows):
@@ -85,7 +85,7 @@ def read_parquet(
 
 
 @contextlib.contextmanager
-def _open(
+def open_parquet(
     path: str, compression: str, size_bytes: int | None
 ) -> Iterator[tuple[pq.ParquetFile, pa.NativeFile]]:
     with ByteStream(path, size_bytes=size_bytes):
@@ -109,24 +109,24 @@ def _columns(group: pq.RowGroupMetaData) -> Iterator[pq.ColumnChunkMetaData]:
     return (group.column(i) for i in range(group.num_columns))
 
 
-def _stored_bytes(group: pq.RowGroupMetaData) -> int:
+def stored_bytes(group: pq.RowGroupMetaData) -> int:
     return sum(column.total_compressed_size for column in _columns(group))
 
 
-def _offset(group: pq.RowGroupMetaData) -> int:
+def offset_of(group: pq.RowGroupMetaData) -> int:
     """Where the row group's bytes begin."""
     return min(
         (column.dictionary_page_offset or column.data_page_offset for column in _columns(group)), default=0
     )
 
 
-def _batch_rows(group: pq.RowGroupMetaData) -> int:
+def rows_at_once(group: pq.RowGroupMetaData) -> int:
     """How many rows make about 32 MiB, at most ``BATCH_ROWS``."""
     size = max(group.total_byte_size, 1)
     return max(min(BATCH_ROWS, (32 << 20) * group.num_rows // size), 1)
 
 
-class _Documents:
+class Documents:
     """Makes (JSON document, fault) of each row of a batch."""
 
     def __init__(self, paths: dict[str, tuple[str, ...]], mapping: FieldMapping | None) -> None:
@@ -134,7 +134,9 @@ class _Documents:
         self._mapping = mapping
 
     def __call__(self, batch: pa.RecordBatch) -> Iterator[tuple[bytes, str | None]]:
-        plain = pa.RecordBatch.from_arrays([_plain(c) for c in batch.columns], names=batch.schema.names)
+        plain = pa.RecordBatch.from_arrays(
+            [readable_values(c) for c in batch.columns], names=batch.schema.names
+        )
         try:
             rows: list[dict[str, Any] | None] = plain.to_pylist(maps_as_pydicts="strict")
         except (ValueError, OverflowError, KeyError):
@@ -164,7 +166,7 @@ def _row(row: pa.RecordBatch) -> dict[str, Any] | None:
         return None
 
 
-def _plain(column: pa.Array) -> pa.Array:
+def readable_values(column: pa.Array) -> pa.Array:
     """Converts what Python reads badly: nanoseconds are cut to microseconds, zones become UTC, float32 keeps its digits."""
     steps = [_retyped(column.type, _through_text), _retyped(column.type, _readable)]
     if steps[1].equals(column.type):

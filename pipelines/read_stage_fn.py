@@ -13,12 +13,15 @@ from apache_beam.pvalue import TaggedOutput
 
 from headrace.connectors.inputs import Split
 from headrace.connectors.map_fields import FieldMapping
+from headrace.connectors.raw_blocks import Block
+from headrace.connectors.read_parquet_columns import ColumnBlock, read_parquet_columns
 from headrace.connectors.read_split import read_split
 from headrace.connectors.stage import StageWriter
 from headrace.connectors.write_quarantine import QuarantineWriter
 from headrace.pipelines.definition import MASKED_STAGES, Definition
 from headrace.pipelines.work_folder import ProgressFile, Receipt, WorkFolder
 from headrace.transforms.base import Kernel
+from headrace.transforms.decode_columns import DecodeColumnsKernel, seal_documents
 from headrace.transforms.dedupe_records import Records, by_shard, hash_records
 
 
@@ -58,7 +61,7 @@ class ReadStageFn(beam.DoFn):
         task = self._task
         kernels = self._kernels.get(split.format)
         if kernels is None:
-            kernels = self._kernels[split.format] = task.definition.before_dedupe(split.format)
+            kernels = self._kernels[split.format] = kernels_for(task, split.format)
         work = WorkFolder(task.output)
         progress = ProgressFile(work, split.index)
         before = counted(kernels)
@@ -71,21 +74,13 @@ class ReadStageFn(beam.DoFn):
             masked_stages=MASKED_STAGES,
             compression=task.compression,
         )
-        schema = task.definition.registry.get(task.definition.schema) if task.definition.schema else None
-        blocks = read_split(
-            split,
-            ingest_time=task.now,
-            mapping=task.mapping,
-            schema=schema.document if schema else None,
-            max_record_bytes=task.max_record_bytes,
-        )
-        for block in blocks:
+        for block in _blocks(task, split):
             receipt.rows_in += block.records
             batch, rejected = block.raw, 0
             for kernel in kernels:
                 batch, rejects = kernel(batch)
                 rejected += rejects.num_rows
-                quarantine.write(rejects)
+                quarantine.write(seal_documents(rejects, block.raw, task.definition.key))
                 if not batch.num_rows:
                     break
             if batch.num_rows:
@@ -100,6 +95,31 @@ class ReadStageFn(beam.DoFn):
             for shard, packed in by_shard(np.concatenate(records), task.shards):
                 yield TaggedOutput("records", (shard, packed))
         yield split.index, b"R" + json.dumps(asdict(receipt)).encode()
+
+
+def kernels_for(task: Task, format_: str) -> list[Kernel]:
+    """Returns the kernels from records to masked events; those for Parquet take its columns, if no mapping needs documents."""
+    kernels = task.definition.before_dedupe(format_)
+    if format_ == "parquet" and task.mapping is None:
+        definition = task.definition
+        kernels = [
+            DecodeColumnsKernel(kernels[0], schema=definition.schema, registry=definition.registry),
+            *kernels[1:],
+        ]
+    return kernels
+
+
+def _blocks(task: Task, split: Split) -> Iterator[Block | ColumnBlock]:
+    if split.format == "parquet" and task.mapping is None:
+        return read_parquet_columns(split, ingest_time=task.now)
+    schema = task.definition.registry.get(task.definition.schema) if task.definition.schema else None
+    return read_split(
+        split,
+        ingest_time=task.now,
+        mapping=task.mapping,
+        schema=schema.document if schema else None,
+        max_record_bytes=task.max_record_bytes,
+    )
 
 
 def counted(kernels: list[Kernel]) -> Counter[str]:

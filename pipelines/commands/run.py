@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.pipelines.commands import run_nightly, run_stream
+from headrace.pipelines.commands import run_backfill, run_nightly, run_stream
 from headrace.pipelines.config import BatchConfig, load_config
 from headrace.pipelines.settings import dump
 from headrace.schemas.errors import UntrustedRunError
@@ -108,6 +108,11 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog=run_nightly.EXAMPLES,
 )(run_nightly.nightly)
+
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog=run_backfill.EXAMPLES,
+)(run_backfill.backfill)
 
 
 def run(

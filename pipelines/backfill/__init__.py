@@ -1,0 +1,1 @@
+"""Backfills: dates of archived Parquet to the dates of a lake."""
