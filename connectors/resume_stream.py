@@ -17,6 +17,7 @@ from headrace.connectors.commit_state import Mark
 from headrace.connectors.commit_stream import LATE, METRICS
 from headrace.connectors.compact_lake import writer_properties
 from headrace.connectors.delta_commit import settle
+from headrace.connectors.removals import removed_reasons
 from headrace.connectors.stream_accounts import Accounts, Rejected, Step, add_rejected
 from headrace.connectors.stream_entries import EVENTS, QUARANTINE, TABLES
 from headrace.connectors.stream_ledger import (
@@ -289,11 +290,13 @@ def _go_back(
     """
     accounts = row.accounts
     open_rows = sum(poll.entry.rows_in for _, _, poll in accounts.open_polls() if poll.entry is not None)
+    gone, kept_reasons = removed_reasons(out)  # Rows that went by policy were done, and count still.
+    add_rejected(kept_reasons, found[QUARANTINE].kept_reasons)
     new = Accounts(
         {},
         accounts.rows_in - open_rows,
-        found[EVENTS].kept,
-        found[QUARANTINE].kept_reasons,
+        found[EVENTS].kept + gone,
+        kept_reasons,
         accounts.late,
         accounts.next_job().earlier_watermark,
     )

@@ -30,6 +30,8 @@ _COMMANDS = {
     "cluster": "app",
     "lake": "app",
     "verify": "app",
+    "ledger": "app",
+    "retention": "app",
 }
 """Module of ``pipelines/commands`` to what it holds: ``app``, with commands of its own, or a function."""
 

@@ -1,6 +1,7 @@
 """``headrace quarantine replay``: rejected rows through the stages again."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headrace.pipelines.config_file import load_settings
+from headrace.pipelines.settings import identity
 
 if TYPE_CHECKING:
     from headrace.pipelines.replay.run_replay import ReplayResult
@@ -71,6 +73,7 @@ def replay(
     Window tables are corrected, and OUT/corrections says what changed. Exactly once, also after an interruption; a stream may
     go on meanwhile.
     """
+    from headrace.pipelines.lineage.run_events import tables_below, told
     from headrace.pipelines.replay.fixes import load_fixes
     from headrace.pipelines.replay.run_replay import config_class, run_replay
     from headrace.schemas.registry import Registry
@@ -79,16 +82,23 @@ def replay(
         config_class(output), config_file, {"output": str(output), "schema": schema, "key_file": key_file}
     )
     fixes = [] if fix is None else load_fixes(fix, Registry.default())
-    result = run_replay(
-        output,
-        config,
-        where=where,
-        fixes=fixes,
-        fixes_text=None if fix is None else fix.read_text("utf-8"),
-        most_attempts=most_attempts,
-        all_ages=all_ages,
-        dry_run=dry_run,
+    lineage = told(
+        f"replay.{output.absolute().name}",
+        inputs=[output / "quarantine"],
+        outputs=tables_below(output),
+        configuration=identity(config),
     )
+    with nullcontext() if dry_run else lineage:
+        result = run_replay(
+            output,
+            config,
+            where=where,
+            fixes=fixes,
+            fixes_text=None if fix is None else fix.read_text("utf-8"),
+            most_attempts=most_attempts,
+            all_ages=all_ages,
+            dry_run=dry_run,
+        )
     typer.echo(
         json.dumps(as_dict(result), ensure_ascii=False) if as_json else describe(result, output, dry_run)
     )

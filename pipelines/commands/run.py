@@ -11,7 +11,7 @@ import typer
 
 from headrace.pipelines.commands import run_backfill, run_nightly, run_stream
 from headrace.pipelines.config import BatchConfig, load_config
-from headrace.pipelines.settings import dump
+from headrace.pipelines.settings import dump, identity
 from headrace.schemas.errors import UntrustedRunError
 
 _HELP = {field.name: field.metadata["help"].replace("[", "\\[") for field in dataclasses.fields(BatchConfig)}
@@ -128,13 +128,23 @@ def run(
         UntrustedRunError: the ledger does not balance; the summary is shown first.
     """
     from headrace.pipelines.batch import run_batch
+    from headrace.pipelines.lineage.run_events import tables_below, told
     from headrace.pipelines.progress import Reporter
     from headrace.runners.options import check_known
 
     check_known(beam_args, own)
     live = sys.stderr.isatty() and not as_json
-    with nullcontext() if quiet else Reporter(sys.stderr, live=live) as reporter:
+    with (
+        told(
+            f"batch.{Path(config.output).absolute().name}",
+            inputs=config.input,
+            outputs=tables_below(config.output),
+            configuration=identity(config),
+        ) as lineage,
+        nullcontext() if quiet else Reporter(sys.stderr, live=live) as reporter,
+    ):
         result = run_batch(config, beam_args=[f"--runner={runner}", *beam_args], on_progress=reporter)
+        lineage.wrote(config.output, result.ledger)
 
     from rich.console import Console
 

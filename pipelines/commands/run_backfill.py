@@ -11,7 +11,7 @@ import typer
 
 from headrace.pipelines.backfill.backfill_config import BackfillConfig
 from headrace.pipelines.config_file import load_settings
-from headrace.pipelines.settings import dump
+from headrace.pipelines.settings import dump, identity
 from headrace.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -130,10 +130,19 @@ def backfill(
         return
 
     from headrace.pipelines.backfill.backfill import run_backfill
+    from headrace.pipelines.lineage.run_events import tables_below, told
     from headrace.pipelines.progress import Reporter
 
     live = sys.stderr.isatty() and not as_json
-    with nullcontext() if quiet else Reporter(sys.stderr, live=live) as reporter:
+    with (
+        told(
+            f"backfill.{Path(config.output).absolute().name}",
+            inputs=[config.archive] if config.archive else [],
+            outputs=tables_below(config.output),
+            configuration=identity(config),
+        ) as lineage,
+        nullcontext() if quiet else Reporter(sys.stderr, live=live) as reporter,
+    ):
         result = run_backfill(
             config,
             resume=resume,
@@ -141,6 +150,7 @@ def backfill(
             on_progress=reporter,
             on_date=(lambda found: None) if quiet else _show_date,
         )
+        lineage.wrote(config.output)
     if as_json:
         typer.echo(json.dumps(to_json(result)))
     elif not quiet:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headrace.pipelines.config_file import load_settings
-from headrace.pipelines.settings import dump
+from headrace.pipelines.settings import dump, identity
 from headrace.pipelines.stream_config import StreamConfig
 from headrace.schemas.errors import UntrustedRunError
 
@@ -116,6 +116,7 @@ def stream(
         return
     config.require_paths()
 
+    from headrace.pipelines.lineage.run_events import tables_below, told
     from headrace.pipelines.logs import ProgressLog, configure_logs
 
     configure_logs(log_format, log_level)
@@ -133,6 +134,14 @@ def stream(
         elif not quiet:
             live = sys.stderr.isatty() and not as_json
             shown = stack.enter_context(Reporter(sys.stderr, live=live))
+        lineage = told(
+            f"stream.{Path(config.output).absolute().name}",
+            inputs=[config.source],
+            outputs=tables_below(config.output),
+            configuration=identity(config),
+            kind="STREAMING",
+        )
+        run = None if dry_run else stack.enter_context(lineage)
         result = run_stream(
             config,
             beam_args=[f"--runner={runner}", *context.args],
@@ -144,6 +153,8 @@ def stream(
             stop=stop,
             on_progress=shown,
         )
+        if run is not None:
+            run.wrote(config.output)
 
     from rich.console import Console
 

@@ -73,8 +73,8 @@ def compare(
     """Compare two outputs, lakes or warehouses table by table, matched by path, or two tables.
 
     Delta tables and folders of Parquet files. The tables that headrace writes have keys of their own: events by event_id, window
-    tables by window and groups (of a stream the rows that count), the quarantine by its counts. Where and when a record was read is
-    not compared.
+    tables by window and groups (of a stream the rows that count), nightly tables by date and what else identifies a row, the
+    quarantine by its counts. Where and when a record was read is not compared.
 
     Exit code 0 if all is equal, 1 if anything differs.
     """
@@ -236,6 +236,8 @@ def _require_folder(report: Path | None) -> None:
         raise ConfigError(
             f"--report {report}: folder {report.absolute().parent} does not exist; create it first"
         )
+    if report is not None and report.is_dir():
+        raise ConfigError(f"--report {report} is a folder; name a file")
 
 
 def _show(found: dict[str, Any], text: str, report: Path | None, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from deltalake import DeltaTable, Schema
 from headrace.connectors.atomic_file import naming, sync
 from headrace.connectors.delta_commit import add_action, committed_files, ensure_table, settle
 from headrace.connectors.write_lake import WrittenFile
+from headrace.pipelines.nightly.leftovers import remove_work_folder
 from headrace.pipelines.nightly.nightly_tables import TABLES
 from headrace.pipelines.nightly.warehouse import DayManifest, Warehouse
 
@@ -63,6 +64,7 @@ def commit_day(
     manifest.state, manifest.rerun_because = "done", []
     warehouse.save(manifest)
     shutil.rmtree(warehouse.work(day), ignore_errors=True)
+    remove_work_folder(warehouse)
 
 
 def is_committed(warehouse: Warehouse, manifest: DayManifest) -> bool:

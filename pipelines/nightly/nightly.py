@@ -7,12 +7,16 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from headrace.pipelines.lineage.run_events import told
+from headrace.pipelines.nightly.leftovers import remove_leftovers
 from headrace.pipelines.nightly.local_days import days_between, local_day, yesterday
 from headrace.pipelines.nightly.nightly_config import NightlyConfig
+from headrace.pipelines.nightly.nightly_tables import TABLES
 from headrace.pipelines.nightly.plan_day import read_snapshot
 from headrace.pipelines.nightly.run_day import DayResult, run_day
 from headrace.pipelines.nightly.stale_dates import StaleDate, stale_dates
 from headrace.pipelines.nightly.warehouse import FILE, open_warehouse
+from headrace.pipelines.settings import identity
 from headrace.runners.options import prepare
 from headrace.schemas.errors import ConfigError
 
@@ -65,6 +69,7 @@ def run_nightly(
     prepare(beam_args, config)
     snapshot = read_snapshot(config.lake)
     with open_warehouse(config, snapshot.table_id) as warehouse:
+        remove_leftovers(warehouse)
         asked = _asked(dates, warehouse.zone, clock)
         todo: dict[date, list[str]] = {day: [] for day in asked}
         done: list[DayResult] = []
@@ -78,15 +83,24 @@ def run_nightly(
                 break
             first = min(todo)
             reasons = todo.pop(first)
-            result = run_day(
-                warehouse,
-                config,
-                snapshot,
-                local_day(first, warehouse.zone),
-                beam_args=beam_args,
-                reasons=reasons,
-                on_table=on_table,
-            )
+            day = local_day(first, warehouse.zone)
+            with told(
+                f"nightly.{warehouse.root.name}",
+                inputs=[snapshot.root],
+                outputs=[warehouse.path(name) for name in TABLES],
+                configuration=identity(config),
+                nominal=(day.start, day.end),
+            ) as lineage:
+                result = run_day(
+                    warehouse,
+                    config,
+                    snapshot,
+                    day,
+                    beam_args=beam_args,
+                    reasons=reasons,
+                    on_table=on_table,
+                )
+                lineage.rows = {str(warehouse.path(name)): rows for name, rows in result.rows.items()}
             done.append(result)
             on_day(result)
         # What came meanwhile counts too.

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -147,15 +147,6 @@ def count_events(snapshot: Snapshot, files: Sequence[LakeFile], day: LocalDay) -
         raise InputError(
             f"lake {snapshot.root}: {error}; run `headrace doctor`, or restore the file"
         ) from error
-
-
-def utc_dates(low_us: int, high_us: int) -> Iterator[date]:
-    """Yields the UTC dates of ``low_us`` <= time < ``high_us``, for folders' names."""
-    first, last = (
-        datetime.fromtimestamp(us // 1_000_000, UTC).date() for us in (low_us, max(low_us, high_us - 1))
-    )
-    for number in range((last - first).days + 1):
-        yield first + timedelta(days=number)
 
 
 def _pieces(root: str, files: Sequence[LakeFile], split_bytes: int) -> Iterator[tuple[Piece, int]]:

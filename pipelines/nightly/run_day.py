@@ -17,6 +17,7 @@ import apache_beam as beam
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from headrace.connectors.removals import gone_dates
 from headrace.connectors.write_lake import WrittenFile
 from headrace.pipelines.nightly.commit_day import commit_day, first_seen_before, is_committed
 from headrace.pipelines.nightly.finish_users_fn import (
@@ -42,7 +43,7 @@ from headrace.pipelines.nightly.warehouse import DayManifest, Warehouse
 from headrace.pipelines.settings import as_dict
 from headrace.runners.failures import explained
 from headrace.runners.options import prepare, with_package
-from headrace.schemas.errors import UntrustedRunError
+from headrace.schemas.errors import ConfigError, UntrustedRunError
 from headrace.transforms.coders import register_coders
 
 _AGAIN = "Nothing was committed; run the same command again, and report it as a bug if it stays"
@@ -92,6 +93,11 @@ def run_day(
     """
     began = time.monotonic()
     gap_us = warehouse.gap // timedelta(microseconds=1)
+    if gone := gone_dates(Path(snapshot.root).parent, day.start_us - gap_us, day.end_us):
+        raise ConfigError(
+            f"date {day.date}: the lake's events of {', '.join(gone)} went by a retention policy, so its tables can't be made; "
+            "what the warehouse has of it stays"
+        )
     files = snapshot.overlapping(day.start_us - gap_us, day.end_us)
     known = first_seen_before(warehouse, day.date)
     fingerprint = _fingerprint(warehouse, config, day, digest_of(files), _first_seen(warehouse, known))

@@ -1,7 +1,6 @@
 """Which dates have to be run again: their events changed in the lake, another date's run changed them, or they are half done."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from headrace.connectors.removals import gone_dates
 from headrace.pipelines.nightly.local_days import local_day
 from headrace.pipelines.nightly.plan_day import PARTITION, Snapshot, digest_of
 from headrace.pipelines.nightly.warehouse import Warehouse
@@ -51,6 +51,11 @@ def stale_dates(warehouse: Warehouse, snapshot: Snapshot) -> list[StaleDate]:
     gap_us = warehouse.gap // timedelta(microseconds=1)
     candidates = []
     for day, manifest in manifests:
+        whole = local_day(day, warehouse.zone)
+        if manifest.state == "done" and gone_dates(
+            Path(snapshot.root).parent, whole.start_us - gap_us, whole.end_us
+        ):
+            continue  # What went by policy can't be made again; the tables keep what they have.
         if manifest.state != "done":
             found.append(StaleDate(day, "its run was interrupted while it was being committed"))
         elif manifest.rerun_because:
@@ -126,8 +131,3 @@ def _time(text: str) -> datetime:
 
 def _micros(time: datetime) -> int:
     return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-
-
-def listing(dates: Sequence[StaleDate]) -> str:
-    """Returns the dates and why, a line each."""
-    return os.linesep.join(f"{each.date}: {each.reason}" for each in dates)

@@ -38,6 +38,7 @@ _NOT_GENERATED = np.uint32((1 << 31) - 1)
 
 PLACELESS = "without origin or position, so they can't be told apart"
 TOO_YOUNG = "younger than the stream may still see copies of"
+GONE = "of times whose events went by the retention policy, so their windows can't be made again"
 
 _TAKEN = pa.schema([ROW_SCHEMA.field(name) for name in (*KEY, "ingest_date", "attempt", "stage", "reason")])
 
@@ -49,6 +50,7 @@ class Selection:
     Args:
         format_of: origin → format of its records, "json" or "weblog".
         newest: rows with an event_time at or after this stay: a copy of theirs may still be on its way; None: none stay.
+        oldest: rows with an event_time before this stay: what else was in their windows is gone; None: none stay.
         most_attempts: rows that were rejected so often stay.
     """
 
@@ -57,6 +59,7 @@ class Selection:
     fixes: Sequence[Fix]
     format_of: Callable[[str], str]
     newest: datetime | None
+    oldest: datetime | None
     most_attempts: int
 
 
@@ -214,12 +217,17 @@ class ReplayRows:
                 f"{chosen.num_rows:,} rows were replayed, {done.num_rows:,} came through and {lost:,} failed: the stages lost or "
                 "made rows. Nothing was changed; report it as a bug"
             )
-        if self._selection.newest is not None and done.num_rows:
-            young = pc.greater_equal(done.column("event_time"), pa.scalar(self._selection.newest, TIME))
-            if stay := pc.sum(young).as_py():
-                self._outcome.waiting[TOO_YOUNG] += stay
-                keys = _keys(done.filter(young))
-                done = done.filter(pc.invert(young))
+        for limit, beyond, why in (
+            (self._selection.newest, pc.greater_equal, TOO_YOUNG),
+            (self._selection.oldest, pc.less, GONE),
+        ):
+            if limit is None or not done.num_rows:
+                continue
+            stays = beyond(done.column("event_time"), pa.scalar(limit, TIME))
+            if number := pc.sum(stays).as_py():
+                self._outcome.waiting[why] += number
+                keys = _keys(done.filter(stays))
+                done = done.filter(pc.invert(stays))
                 chosen = _without(chosen, keys)
         if chosen.num_rows:
             self._taken.append(pa.Table.from_batches([chosen.select(_TAKEN.names)]))

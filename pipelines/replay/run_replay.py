@@ -20,6 +20,7 @@ from headrace.connectors.manifest import FILE as MANIFEST_FILE
 from headrace.connectors.manifest import load_manifest
 from headrace.connectors.output_lock import OutputLock
 from headrace.connectors.read_quarantine import open_quarantine
+from headrace.connectors.removals import removed
 from headrace.connectors.stream_ledger import read_stream_ledger
 from headrace.connectors.stream_output import FILE as STREAM_FILE
 from headrace.connectors.stream_output import read_jobs
@@ -124,6 +125,7 @@ def run_replay(
             fixes,
             lambda origin: found.formats.get(origin, found.stream_format),
             _newest(found, config, all_ages),
+            _oldest(out, definition),
             most_attempts,
         )
         _require_delta(out)
@@ -254,6 +256,16 @@ def _newest(found: _Output, config: EventSettings, all_ages: bool) -> datetime |
     lateness = timedelta(seconds=getattr(config, "allowed_lateness_seconds", 0))
     age = timedelta(seconds=config.max_age_seconds)
     return watermark - timedelta(seconds=config.max_ahead_seconds) - max(age, lateness)
+
+
+def _oldest(out: Path, definition: Definition) -> datetime | None:
+    """Returns the event_time from which on windows hold nothing of dates that retention took out of the lake."""
+    gone = [day for step in removed(out, "events") for day in step.partitions]
+    if not gone:
+        return None
+    end = datetime.fromisoformat(max(gone)).replace(tzinfo=UTC) + timedelta(days=1)
+    longest = max((windows.size_us for windows in definition.metrics.values()), default=0)
+    return end + timedelta(microseconds=longest)
 
 
 @contextmanager

@@ -77,6 +77,7 @@ def compare_outputs(
     - ``events``: by ``event_id``; events without an id of their own as multisets of everything else.
     - ``metrics/NAME``: by window and groups; of a stream's table the rows that count.
     - ``quarantine``: rows by stage, reason and schema. ``late/NAME``: rows by window.
+    - The tables of ``headrace run nightly``: by date and by what else identifies a row.
 
     Where and when a record was read is not compared. With ``terms.key`` a table that has these columns is compared by them.
 
@@ -89,6 +90,8 @@ def compare_outputs(
         ConfigError: there is nothing to compare; a table is compared with a folder of tables; a column that no table has, or a
             tolerance that makes no sense.
     """
+    if both := set(terms.key) & set(terms.ignore):
+        raise ConfigError(f"column {min(both)!r} is part of the key and is to be ignored; leave one out")
     pairs, only_a, only_b, books = _match(a, b, only)
     with open_database() as connection:
         tables = list(_compared(connection, pairs, terms))
@@ -112,6 +115,10 @@ def _match(a: PathLike, b: PathLike, only: Sequence[str]) -> _Matched:
     _require_known(only, names, "table", f"{a} and {b}")
     books = [LEDGER] if LEDGER in names and any((Path(x) / STREAM_FILE).is_file() for x in (a, b)) else []
     chosen = [name for name in names if name not in books and (not only or name in only)]
+    if not chosen or set(books) & set(only):
+        raise ConfigError(
+            f"table {LEDGER} of a stream has its own books (one row a commit), which say nothing of its rows; leave it out"
+        )
     return _Matched(
         {n: (found_a[n], found_b[n]) for n in chosen if n in found_a and n in found_b},
         {n: found_a[n] for n in chosen if n not in found_b},

@@ -30,7 +30,7 @@ class ParityTables:
     conflicts: int
     """Ids that came with different content. Their rows are not compared: which of them wins depends on the order."""
     one_sided_conflicts: int
-    """Of these, ids that are in conflict on one side only. The plan lets the batch's winner come first, so there should be none."""
+    """Of these, ids that are in conflict on one side only: a difference, as the plan lets the batch's winner come first."""
     examples_of_conflicts: list[dict[str, Any]]
     """Of some of these: the id, and the record that each side accepted, if it did."""
     firings: Counts
@@ -46,7 +46,7 @@ class ParityTables:
     def equal(self) -> bool:
         return (
             bool(self.tables)
-            and not (self.late or self.unfinished)
+            and not (self.late or self.unfinished or self.one_sided_conflicts)
             and all(table.equal for table in self.tables)
         )
 

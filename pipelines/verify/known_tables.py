@@ -21,6 +21,16 @@ SECRET = ("document",)
 WITHOUT_ID = ("event_time", "event_type", "user_id", "session_id")
 """What makes examples of differing events without an id of their own; they are compared as multisets anyway."""
 _COUNTED = {"quarantine": ("stage", "reason", "schema"), "late": WINDOW}
+NIGHTLY = {
+    "user_sessions": ("date", "user_id", "session_start"),
+    "user_daily_metrics": ("date", "user_id"),
+    "cube_geo": ("date", "country", "region"),
+    "cohorts": ("date", "cohort"),
+    "product_daily": ("date", "product_id", "currency"),
+    "funnel_daily": ("date", "funnel", "step"),
+    "user_first_seen": ("user_id",),
+}
+"""What identifies a row of a warehouse's tables."""
 
 
 @dataclass(frozen=True)
@@ -41,31 +51,39 @@ def tasks_of(
     types: tuple[dict[str, str], dict[str, str]],
     terms: Terms,
 ) -> Iterator[Task]:
-    """Yields what there is to compare of one pair of tables."""
+    """Yields what there is to compare of one pair of tables.
+
+    A column that is to be ignored is no part of a key that is known here, and nothing is counted by it.
+    """
     a, b = f"a/{name}", f"b/{name}"
     both = {column: type_ for column, type_ in types[0].items() if column in types[1]}
     keyed = bool(terms.key) and set(terms.key) <= both.keys()
     kind = _kind(name, both)
+
+    def wanted(columns: Collection[str]) -> tuple[str, ...]:
+        return tuple(c for c in columns if c in both and c not in terms.ignore)
+
     known = replace(terms, ignore={*terms.ignore, *PLACE}, hidden={*terms.hidden, *SECRET}, hide_text=False)
     if kind == "metrics":
         notes = []
         for side, view, table in (("A", a, tables[0]), ("B", b, tables[1])):
             _require_whole_windows(table)
             notes += [f"{side}: {note}" for note in counted_rows(connection, f"{view}/counted", view)]
-        key = terms.key if keyed else groups_of(name.removeprefix("metrics/"), both)
+        key = terms.key if keyed else wanted(groups_of(name.removeprefix("metrics/"), both))
         yield Task(
             name, f"{a}/counted", f"{b}/counted", replace(known, key=key, ignore=terms.ignore), tuple(notes)
         )
     elif kind in _COUNTED and not keyed:
-        columns = [c for c in _COUNTED[kind] if c in both]
+        columns = wanted(_COUNTED[kind])
         number = "count(*)" if kind == "quarantine" else "sum(rows)::BIGINT"
         for view in (a, b):
-            listed = ", ".join(columns)
+            listed = ", ".join([*columns, f"{number} AS rows"])
             connection.execute(
-                f"CREATE VIEW {quoted(f'{view}/counts')} AS SELECT {listed}, {number} AS rows FROM {quoted(view)} GROUP BY {listed}"
+                f"CREATE VIEW {quoted(f'{view}/counts')} AS SELECT {listed} FROM {quoted(view)} GROUP BY ALL"
             )
-        counts = Terms(key=columns, examples=terms.examples)
-        yield Task(name, f"{a}/counts", f"{b}/counts", counts, (f"rows counted by {', '.join(columns)}",))
+        counts = replace(terms, key=columns, hide_text=False)
+        note = f"rows counted by {', '.join(columns)}" if columns else "rows counted"
+        yield Task(name, f"{a}/counts", f"{b}/counts", counts, (note,))
     elif kind == "events" and not keyed:
         for part, which in (
             ("own", "NOT coalesce(id_generated, false)"),
@@ -75,15 +93,17 @@ def tasks_of(
                 connection.execute(
                     f"CREATE VIEW {quoted(f'{view}/{part}')} AS FROM {quoted(view)} WHERE {which}"
                 )
-        yield Task(name, f"{a}/own", f"{b}/own", replace(known, key=("event_id",)))
+        yield Task(name, f"{a}/own", f"{b}/own", replace(known, key=wanted(("event_id",))))
         if any(_any_row(connection, f"{view}/made") for view in (a, b)):
-            made = replace(known, key=WITHOUT_ID, ignore={*known.ignore, "event_id"})
+            made = replace(known, key=wanted(WITHOUT_ID), ignore={*known.ignore, "event_id"})
             yield Task(f"{name} without an id of their own", f"{a}/made", f"{b}/made", made)
     else:
         if kind is not None:
             terms = known
         elif name == "events" and not terms.key and "event_id" in both:
-            terms = replace(terms, key=("event_id",))
+            terms = replace(terms, key=wanted(("event_id",)))
+        elif not keyed and name in NIGHTLY and set(NIGHTLY[name]) <= both.keys():
+            terms = replace(terms, key=wanted(NIGHTLY[name]), hide_text=False)
         if not set(terms.key) <= both.keys():
             lacking = next(column for column in terms.key if column not in both)
             raise ConfigError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from headrace.connectors.atomic_file import replace_file
 from headrace.connectors.inputs import Plan, plan_inputs
@@ -29,7 +30,7 @@ from headrace.pipelines.verify.parity_facts import open_outputs, read_facts, reg
 from headrace.pipelines.verify.parity_report import ParityReport
 from headrace.pipelines.verify.parity_settings import proof_stream
 from headrace.pipelines.verify.stored_tables import open_database
-from headrace.pipelines.verify.stream_apart import run_stream_apart
+from headrace.pipelines.verify.stream_apart import require_runner, run_stream_apart
 from headrace.schemas.errors import ConfigError, UntrustedRunError
 
 STATE_FILE = "parity.json"
@@ -122,6 +123,9 @@ class _Proof:
         )
         format = stream_format(inputs)
         definition = build_definition(self.batch)
+        incoming = f"dir:{quote(str(self.folder / 'incoming'))}"
+        stream = dataclasses.replace(self.stream, source=incoming, output=str(self.folder / "stream"))
+        require_runner(stream, self._arguments())
         done = self._claim(inputs, definition)
         times = [time.monotonic()]
         self.on_step("running the batch")
@@ -183,7 +187,7 @@ class _Proof:
         proof = {
             "seed": self.seed,
             "runner": [self.runner, *self.beam_args],
-            "inputs": {file.origin: file.checksum for file in inputs.files},
+            "input": {file.origin: file.checksum for file in inputs.files},
             "now": None if self.batch.now is None else self.batch.now.isoformat(),
             "definition": definition_identity(self.batch, definition),
             "stream": identity(self.stream),
@@ -238,6 +242,9 @@ class _Proof:
             deliveries=DELIVERIES,
         )
 
+    def _arguments(self) -> list[str]:
+        return [f"--runner={self.runner}", *self.beam_args]
+
     def _run_stream(
         self, config: StreamConfig, records: InputRecords, plan: Disturbance, format: str
     ) -> None:
@@ -251,8 +258,7 @@ class _Proof:
             deliverer(totals)
             self.on_sent(totals.rows_in, len(plan.record))
 
-        arguments = [f"--runner={self.runner}", *self.beam_args]
-        run_stream_apart(config, arguments, look, log=self.folder / "stream.log")
+        run_stream_apart(config, self._arguments(), look, log=self.folder / "stream.log")
         totals = read_stream_ledger(config.output, positions=False)
         ledger = totals.ledger()
         if totals.in_flight or not ledger.balanced:

@@ -97,7 +97,7 @@ def create_view(
     """Makes a table a view, and returns the DuckDB type of each of its columns.
 
     Columns that are in some files only are null in the others. A partition column of a Delta table has the type that the table
-    says, one of a Parquet folder is text.
+    says, one of a Parquet folder is a date or a number if all of its values are, else text.
 
     Args:
         like: columns and types for a table that has no file to tell its own.

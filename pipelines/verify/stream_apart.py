@@ -10,6 +10,7 @@ from headrace.connectors.stream_ledger import StreamTotals, read_stream_ledger
 from headrace.pipelines.exits import DONE
 from headrace.pipelines.settings import dump
 from headrace.pipelines.stream_config import StreamConfig
+from headrace.runners.options import prepare
 from headrace.schemas.errors import ConfigError, UntrustedRunError
 
 LOOK_SECONDS = 0.3
@@ -17,6 +18,15 @@ END_SECONDS = 60.0
 """How long a stream that is told to end at once may take to end its runner."""
 _COMMAND = (sys.executable, "-c", "from headrace.pipelines.cli import main; main()", "run", "stream")
 _TAIL = 20
+
+
+def require_runner(config: StreamConfig, beam_args: Sequence[str]) -> None:
+    """Refuses at once what a stream with these options would refuse later.
+
+    Raises:
+        ConfigError: a runner that runs no streams or is not there, or options that it does not take.
+    """
+    prepare(beam_args, config, streaming=True)
 
 
 def run_stream_apart(

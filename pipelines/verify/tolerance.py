@@ -33,7 +33,7 @@ class Tolerance:
             bound = Decimal(-1)
         if not bound.is_finite() or bound < 0:
             raise ConfigError(
-                f"tolerance {text!r} is no number; give 0.01 for an absolute one, 1% for a relative one"
+                f"tolerance {text!r} is no number from 0 up; give 0.01 for an absolute one, 1% for a relative one"
             )
         return cls(bound / 100 if relative else bound, relative)
 

@@ -15,7 +15,7 @@ def jars(name: str, version: str, pom: str, note: str) -> Path:
     Args:
         name: of the installation.
         version: put where the POM says ``@version@``.
-        pom: the POM's file in this package.
+        pom: the POM's file in this package, or the absolute path of another.
         note: size and time, for who waits.
 
     Raises:

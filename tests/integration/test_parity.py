@@ -73,6 +73,7 @@ def prove(source: Path, key: Path, *more: object) -> tuple[int, dict[str, Any], 
 def require_parity(code: int, report: dict[str, Any]) -> None:
     differing = [table for table in report["tables"] if not table["equal"]]
     assert (code, differing, report["late"], report["unfinished"]) == (0, [], {}, {})
+    assert report["conflicts"]["one_sided"] == 0 and report["missing"] == []
     assert {table["name"] for table in report["tables"]} == {
         "events",
         "quarantine",

@@ -1,6 +1,6 @@
 import json
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,40 @@ def test_events_of_another_pipeline_have_their_ids_as_keys(tmp_path: Path) -> No
     assert code == 2 and "the tables have no column 'origin'" in error
 
 
+def test_columns_to_ignore_are_no_part_of_keys_that_are_known(outputs: tuple[Path, Path]) -> None:
+    a, b = outputs
+    DeltaTable(str(b / "quarantine")).update(updates={"schema": "'other/1'"}, predicate="reason = 'stale'")
+    DeltaTable(str(b / "events")).update(updates={"event_id": "'x'"}, predicate=f"event_id = '{FIRST}'")
+    for table, column in (("quarantine", "schema"), ("events", "event_id")):
+        assert run("compare", a, b, "--table", table)[0] == 1
+        code, text, _ = run("compare", a, b, "--table", table, "--ignore", column)
+        assert code == 0, text
+    DeltaTable(str(b / "quarantine")).delete("reason = 'stale'")
+    counted = ["--ignore", "stage", "--ignore", "reason", "--ignore", "schema"]
+    code, text, _ = run("compare", a, b, "--table", "quarantine", *counted)
+    assert code == 1 and "  only in A: 1 row\n      rows=2\n" in text and "  rows counted\n" in text
+
+
+def test_nightly_tables_have_their_own_keys(tmp_path: Path) -> None:
+    day = pa.array([date(2026, 1, 5)] * 2, pa.date32())
+    for side, events in (("a", [3, 4]), ("b", [5, 3])):
+        users = ["ada", "bob"] if side == "a" else ["bob", "ada"]
+        rows = pa.table({"date": day, "user_id": users, "events": events})
+        write_deltalake(str(tmp_path / side / "user_daily_metrics"), rows, partition_by=["date"])
+        first = pa.table({"date": day, "user_id": users})
+        write_deltalake(str(tmp_path / side / "user_first_seen"), first, partition_by=["date"])
+    sides = (tmp_path / "a", tmp_path / "b")
+    code, text, _ = run("compare", *sides)
+    assert code == 1 and "user_first_seen     equal" in text
+    assert (
+        "events: 1 cell differs, by 1 at most (20 %)\n      date=2026-01-05 user_id=bob: A 4, B 5\n" in text
+    )
+    assert run("compare", *sides, "--tolerance", "events=1")[0] == 0
+    assert run("compare", sides[0] / "user_daily_metrics", sides[1] / "user_daily_metrics")[1].count(
+        "user_id=bob"
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -255,7 +289,11 @@ def test_events_of_another_pipeline_have_their_ids_as_keys(tmp_path: Path) -> No
         (["stream", "--tolerance", "price=1", "--tolerance", "price=2"], "--tolerance: price is given twice"),
         (["stream", "--tolerance", "event_type=1", "--table", "events"], "'event_type' is VARCHAR; only numbers have a tolerance"),
         (["stream", "--table", "event"], "have no table 'event'; did you mean 'events'?"),
+        (["stream", "--tolerance", "price=-1"], "tolerance '-1' is no number from 0 up"),
+        (["stream", "--table", "ledger"], "table ledger of a stream has its own books"),
+        (["stream", "--key", "event_id", "--ignore", "event_id"], "column 'event_id' is part of the key and is to be ignored"),
         (["stream", "--report", "no/folder/r.json"], "--report no/folder/r.json: folder "),
+        (["stream", "--report", "empty"], "--report empty is a folder; name a file"),
     ],
 )  # fmt: skip
 def test_wrong_use_is_refused(
@@ -290,6 +328,7 @@ def prove(source: Path, key: Path, *args: object) -> tuple[int, str, str]:
 def test_parity_reports_runs_and_ends_with_0_or_1(
     source: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: None
 ) -> None:
+    monkeypatch.setattr(parity, "require_runner", lambda *arguments: None)
     monkeypatch.setattr(parity, "run_stream_apart", run_stream_here)
     monkeypatch.setattr(parity, "DELIVERIES", 2)
     work, report = tmp_path / "work", tmp_path / "report.json"
@@ -323,6 +362,7 @@ def test_a_temporary_folder_is_left_only_for_what_is_to_be_looked_at(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(parity, "DELIVERIES", 2)
+    monkeypatch.setattr(parity, "require_runner", lambda *arguments: None)
     monkeypatch.setattr(parity, "run_stream_apart", run_stream_here)
     assert prove(source, key, "--quiet")[0] == 0
     assert not list((tmp_path / "temporary").iterdir())

@@ -67,6 +67,19 @@ def test_options_become_the_configuration(calls: list[tuple[BackfillConfig, dict
     assert "without a file of their own: 2026-01-02" in shown
 
 
+def test_lineage_is_told(
+    calls: list[tuple[BackfillConfig, dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_LINEAGE", str(tmp_path / "lineage.jsonl"))
+    assert run(*GIVEN)[0] == 0
+    events = [json.loads(line) for line in (tmp_path / "lineage.jsonl").read_text().splitlines()]
+    assert [(e["eventType"], e["job"]["name"]) for e in events] == [
+        ("START", "backfill.out"),
+        ("COMPLETE", "backfill.out"),
+    ]
+    assert [each["name"].rsplit("/", 1)[-1] for each in events[0]["inputs"]] == ["a"]
+
+
 def test_the_summary_as_json(calls: list[tuple[BackfillConfig, dict[str, Any]]]) -> None:
     code, shown, _ = run(*GIVEN, "--json", "--quiet")
     assert code == 0

@@ -101,7 +101,15 @@ def test_a_wrong_funnel_is_refused() -> None:
 
 def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     add_events(tmp_path / "lake", random_events(60, 1, BEGIN, 24), "a", 1)
-    args = ("--lake", str(tmp_path / "lake"), "--output", str(tmp_path / "out"))
+    (tmp_path / "c.yaml").write_text("shards: 2\n")
+    args = (
+        "--lake",
+        str(tmp_path / "lake"),
+        "--output",
+        str(tmp_path / "out"),
+        "--config",
+        str(tmp_path / "c.yaml"),
+    )
     code, shown, error = run(*args, "--date", "2026-03-27", "--json")
     assert code == 0
     (day,) = json.loads(shown)["days"]

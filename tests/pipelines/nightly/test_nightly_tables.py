@@ -42,8 +42,8 @@ def ours(output: Path) -> dict[str, list[tuple[Any, ...]]]:
 @pytest.mark.parametrize(
     ("zone", "first", "hours"),
     [
-        ("Europe/Berlin", date(2026, 3, 28), [24, 23, 24]),
-        ("Europe/Berlin", date(2026, 10, 24), [24, 25, 24]),
+        pytest.param("Europe/Berlin", date(2026, 3, 28), [24, 23, 24], marks=pytest.mark.integration),
+        pytest.param("Europe/Berlin", date(2026, 10, 24), [24, 25, 24], marks=pytest.mark.integration),
         ("Asia/Kolkata", date(2026, 3, 28), [24]),
     ],
 )

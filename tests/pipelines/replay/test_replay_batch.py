@@ -14,12 +14,14 @@ from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 from headrace.connectors.ledger import Ledger
+from headrace.connectors.removals import Step
 from headrace.pipelines.cli import app
 from headrace.pipelines.config import BatchConfig
 from headrace.pipelines.replay import commit_replay as commits
 from headrace.pipelines.replay import run_replay as module
 from headrace.pipelines.replay.fixes import Fix
 from headrace.pipelines.replay.replay_folder import records
+from headrace.pipelines.replay.replay_rows import GONE
 from headrace.pipelines.replay.run_replay import ReplayResult, run_replay
 from headrace.schemas.errors import ConfigError
 from headrace.transforms.keys import Key
@@ -261,6 +263,17 @@ def test_what_would_not_fit_is_refused(out: Path, runs: Runs, tmp_path: Path) ->
         replay(tmp_path, runs)
     differing = replay(out, runs, config=BatchConfig(key_file=str(runs.key)), dry_run=True)
     assert differing.differences == ["rules"]
+
+
+def test_rows_of_dates_that_went_by_policy_stay(
+    out: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Step("events", "raw", "retention-1", "2026-01-06", partitions=["2026-01-05"])
+    monkeypatch.setattr(module, "removed", lambda out, table: [step])
+    result = replay(out, runs)
+    assert (result.record.recovered, result.record.failed) == (0, {})
+    assert result.record.waiting == {GONE: runs.damaged}
+    assert whole(out) == whole(runs.bad)
 
 
 def test_a_plain_lake_is_refused(tmp_path: Path, runs: Runs, key: Path) -> None:

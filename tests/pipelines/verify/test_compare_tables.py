@@ -156,8 +156,10 @@ rows = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(rows, rows)
-def test_whole_rows_and_keyed_rows_agree_with_counters(left: Any, right: Any) -> None:
+@given(left=rows, right=rows)
+def test_whole_rows_and_keyed_rows_agree_with_counters(
+    database: duckdb.DuckDBPyConnection, left: Any, right: Any
+) -> None:
     """Without key: what counters leave. With key: as many rows, of which as many as can be have a partner."""
     types = {"k": pa.string(), "n": pa.int64(), "t": pa.string()}
     a, b = (
@@ -165,8 +167,7 @@ def test_whole_rows_and_keyed_rows_agree_with_counters(left: Any, right: Any) ->
         for side in (left, right)
     )
     over, under = Counter(left) - Counter(right), Counter(right) - Counter(left)
-    with open_database() as database:
-        found, keyed = compare_in(database, a, b), compare_in(database, a, b, key=["k"])
+    found, keyed = compare_in(database, a, b), compare_in(database, a, b, key=["k"])
     assert (found.only_in_a, found.only_in_b) == (over.total(), under.total())
     assert found.rows_compared == len(left) - over.total()
     assert found.equal == (not over and not under)

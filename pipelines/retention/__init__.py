@@ -1,0 +1,1 @@
+"""Retention: what is older than a policy's ages goes to a cold place, and from there for good."""
